@@ -1,0 +1,443 @@
+"""DDL on the target: creates tables, follows the source's columns, stops where following would lose something."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from replicator.apply.merge import DELETED_AT
+from replicator.apply.types import TEXT, Resolved
+from replicator.errors import ConfigError, SchemaDrift
+from replicator.relation import PARTITIONED, TABLE, Index, Relation
+from replicator.rules import Mapping, Output
+from replicator.strategy import watermark_type
+from replicator.table_setting import TableSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A copied column as it was at the last sync: the source's number and name, the target's name, the wanted type."""
+
+    number: int
+    source: str
+    target: str
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evolution:
+    """What must be done to a target table before rows can come.
+
+    before: DDL ahead of the load; after: DDL that is cheaper once a new table is filled. left_out: outputs that are not
+    copied, because on_schema_change = "ignore". rekeyed: the key changed, so the table is emptied and filled again.
+    adds: columns are added, which only a full read fills in rows that did not change.
+    """
+
+    before: tuple[sql.Composed, ...]
+    after: tuple[sql.Composed, ...]
+    left_out: frozenset[str]
+    creates: bool
+    rekeyed: bool = False
+    adds: bool = False
+
+
+def plan_creation(
+    mapping: Mapping, table: TableSettings, target: tuple[str, str], types: dict[str, Resolved], *, makes_schema: bool
+) -> Evolution:
+    """Return the DDL of a new table: columns and types before the load, key and indexes after it."""
+    schema, name = target
+    columns = [
+        sql.SQL("{} {}{}").format(
+            sql.Identifier(output.name),
+            spelled(types[output.name].spelling),
+            sql.SQL(" NOT NULL") if output.name in mapping.key else sql.SQL(""),
+        )
+        for output in mapping.outputs
+    ]
+    if table.deletes == "soft":
+        _check_soft(mapping)
+        columns.append(sql.SQL("{} timestamptz").format(sql.Identifier(DELETED_AT)))
+    create = sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(schema, name), sql.SQL(", ").join(columns))
+    # Even with IF NOT EXISTS the statement asks for CREATE on the database, so it is left out where it does nothing.
+    before = (create_schema(schema), create) if makes_schema else (create,)
+    return Evolution(before, tuple(_plan_indexes(mapping, table, target)), frozenset(), creates=True)
+
+
+def create_schema(name: str) -> sql.Composed:
+    """Return the statement that makes a schema unless it is there."""
+    return sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(name))
+
+
+def plan_evolution(
+    mapping: Mapping,
+    table: TableSettings,
+    target: Relation,
+    types: dict[str, Resolved],
+    current: dict[str, str],
+    recorded: Sequence[Recorded],
+    *,
+    same_source: bool,
+    had_key: bool,
+    created_by_us: bool,
+) -> Evolution:
+    """Return the DDL that lets an existing table take the source's rows.
+
+    current: the target's spelling of its columns' types. recorded: the columns of the last sync, empty before the
+    first. same_source: the source table is still the one of the last sync, so that column numbers prove renames.
+    had_key: the last sync went by a key.
+    Raises SchemaDrift where a decision is needed, ConfigError where the target cannot serve at all.
+    """
+    if target.kind not in (TABLE, PARTITIONED):
+        raise ConfigError(
+            f"the target {target.schema}.{target.name} is not a table",
+            why="rows can be written to tables only",
+            mend="name another target for it",
+            id="target_not_table",
+        )
+    plan = _Plan(mapping, table, target, types, dict(current), {r.target: r for r in recorded}, same_source, had_key)
+    return plan.evolve(created_by_us=created_by_us)
+
+
+def spelled(spelling: str) -> sql.SQL:
+    """Return a type's name as SQL; it was spelled by the target itself or from quoted identifiers."""
+    return sql.SQL(spelling)
+
+
+class _Plan:
+    """The comparison of one target table with what the source needs."""
+
+    def __init__(
+        self,
+        mapping: Mapping,
+        table: TableSettings,
+        target: Relation,
+        types: dict[str, Resolved],
+        current: dict[str, str],
+        recorded: dict[str, Recorded],
+        same_source: bool,
+        had_key: bool,
+    ) -> None:
+        self.mapping, self.table, self.target, self.types = mapping, table, target, types
+        self.current, self.recorded, self.same_source, self.had_key = current, recorded, same_source, had_key
+        self.name = sql.Identifier(target.schema, target.name)
+        self.statements: list[sql.Composed] = []
+        self.left_out: set[str] = set()
+        self.moves: dict[str, str] = {}
+        self.adds = False
+
+    def evolve(self, *, created_by_us: bool) -> Evolution:
+        self._rename_columns()
+        self._check_identities()
+        for output in self.mapping.outputs:
+            if output.name in self.current:
+                self._fit_type(output)
+            else:
+                self._add_column(output)
+        self._free_dropped_columns()
+        if self.table.deletes == "soft":
+            _check_soft(self.mapping)
+        if self.table.deletes == "soft" and DELETED_AT not in self.current:
+            self._alter(sql.SQL("ADD COLUMN {} timestamptz").format(sql.Identifier(DELETED_AT)))
+        rekeyed, after = self._fit_key(created_by_us)
+        return Evolution(
+            tuple(self.statements),
+            tuple(after),
+            frozenset(self.left_out),
+            creates=False,
+            rekeyed=rekeyed,
+            adds=self.adds,
+        )
+
+    def _alter(self, action: sql.Composable) -> None:
+        self.statements.append(sql.SQL("ALTER TABLE {} {}").format(self.name, action))
+
+    def _drift(self, what: str, why: str, mend: sql.Composable | str) -> SchemaDrift:
+        text = mend if isinstance(mend, str) else mend.as_string()
+        return SchemaDrift(f"{self.target.schema}.{self.target.name}: {what}", why=why, mend=text)
+
+    def _rename_columns(self) -> None:
+        if not self.same_source or self.table.on_schema_change != "evolve":
+            return
+        self.moves = self._find_moves()
+        for old, new in order_moves(self.moves, self.current):
+            self._alter(sql.SQL("RENAME COLUMN {} TO {}").format(sql.Identifier(old), sql.Identifier(new)))
+        self.current = {self._moved(name): spelling for name, spelling in self.current.items()}
+        self.recorded = {self._moved(name): recorded for name, recorded in self.recorded.items()}
+
+    def _find_moves(self) -> dict[str, str]:
+        """Return the target's columns whose source column has another name now, unless that name stays taken here."""
+        by_number = {recorded.number: recorded for recorded in self.recorded.values()}
+        moves = {}
+        for output in self.mapping.outputs:
+            old = by_number.get(output.source.number)
+            is_renamed = old is not None and old.source != output.source.name and old.target != output.name
+            if old is not None and is_renamed and old.target in self.current:
+                moves[old.target] = output.name
+        while blocked := [name for name, new in moves.items() if new in self.current and new not in moves]:
+            for name in blocked:
+                del moves[name]
+        return moves
+
+    def _moved(self, name: str) -> str:
+        return self.moves.get(name, name)
+
+    def _check_identities(self) -> None:
+        """Raise SchemaDrift for a column that no UPDATE may set; a key's is never set, rows are told apart by it."""
+        wanted = {output.name for output in self.mapping.outputs} - set(self.mapping.key)
+        for column in self.target.columns:
+            name = self._moved(column.name)
+            if column.identity == "a" and name in wanted:
+                raise self._drift(
+                    f"column {name} is generated always as identity",
+                    "PostgreSQL lets no update set it to the source's value",
+                    sql.SQL("alter table {} alter column {} set generated by default").format(
+                        self.name, sql.Identifier(name)
+                    ),
+                )
+
+    def _add_column(self, output: Output) -> None:
+        spelling = self.types[output.name].spelling
+        action = sql.SQL("ADD COLUMN {} {}").format(sql.Identifier(output.name), spelled(spelling))
+        if self.table.on_schema_change == "ignore" and output.name not in self.mapping.key:
+            self.left_out.add(output.name)
+            return
+        if self.table.on_schema_change == "freeze":
+            raise self._drift(
+                f"the target lacks column {output.name}",
+                'on_schema_change is "freeze"',
+                sql.SQL("alter table {} {}").format(self.name, action),
+            )
+        self._alter(action)
+        self.current[output.name] = spelling
+        self.adds = True
+
+    def _fit_type(self, output: Output) -> None:
+        wanted, now = self.types[output.name].spelling, self.current[output.name]
+        if wanted == now:
+            return
+        recorded = self.recorded.get(output.name)
+        if recorded and recorded.spelling != wanted and not widens(recorded.spelling, wanted):
+            if self.table.on_schema_change == "ignore" and widens(wanted, now):
+                return
+            raise self._drift(
+                f"column {output.name} was {recorded.spelling} and is {wanted} now",
+                "a narrowed type cannot be followed without knowing what it does to the rows that are here",
+                sql.SQL("alter table {} alter column {} type {} using {}::{}").format(
+                    self.name,
+                    sql.Identifier(output.name),
+                    spelled(wanted),
+                    sql.Identifier(output.name),
+                    spelled(wanted),
+                ),
+            )
+        if accepts(now, wanted):
+            return
+        change = sql.SQL("ALTER COLUMN {} TYPE {}").format(sql.Identifier(output.name), spelled(wanted))
+        if not widens(now, wanted) or self.table.on_schema_change != "evolve":
+            raise self._drift(
+                f"column {output.name} is {now} here and {wanted} in the source",
+                f"{now} cannot hold every {wanted}"
+                if not widens(now, wanted)
+                else f'on_schema_change is "{self.table.on_schema_change}"',
+                sql.SQL("alter table {} {}").format(self.name, change),
+            )
+        self._alter(change)
+        self.current[output.name] = wanted
+
+    def _free_dropped_columns(self) -> None:
+        wanted = {output.name for output in self.mapping.outputs}
+        not_null = {self._moved(column.name): column.not_null for column in self.target.columns}
+        dropped = [name for name in self.recorded if name not in wanted and name in not_null]
+        if dropped and self.table.on_schema_change == "freeze":
+            raise self._drift(
+                f"the source no longer has {', '.join(sorted(dropped))}",
+                'on_schema_change is "freeze"',
+                'set on_schema_change = "evolve" (the column stays and takes NULL), or drop it here too',
+            )
+        for name in dropped:
+            if not_null[name]:
+                self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
+
+    def _fit_key(self, created_by_us: bool) -> tuple[bool, list[sql.Composed]]:
+        mapping, target = self.mapping, self.target
+        if not mapping.key:
+            if self.had_key and created_by_us and self.table.on_schema_change == "evolve":
+                self._drop_primary_key()
+            return False, []
+        fitting = [
+            index
+            for index in target.indexes
+            if index.unique and index.covers_all and set(map(self._moved, index.columns)) == set(mapping.key)
+        ]
+        deferrable = next((index for index in fitting if index.deferrable), None)
+        if deferrable is not None:
+            raise self._deferrable_key(deferrable)
+        if fitting:
+            return False, []
+        make = _add_primary_key(self.name, mapping)
+        if not created_by_us or self.table.on_schema_change != "evolve":
+            raise self._drift(
+                f"no unique index on the key ({', '.join(mapping.key)})",
+                "rows are matched by it",
+                sql.SQL("alter table {} add unique ({})").format(self.name, _identifiers(mapping.key)),
+            )
+        self._drop_primary_key()
+        return True, [make]
+
+    def _drop_primary_key(self) -> None:
+        old = next((index for index in self.target.indexes if index.primary), None)
+        if old is None:
+            return
+        self._alter(sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(old.name)))
+        for name in map(self._moved, old.columns):
+            if name not in self.mapping.key:
+                self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
+
+    def _deferrable_key(self, index: Index) -> ConfigError:
+        # ON CONFLICT takes every index on the key's columns as its arbiter: an immediate one beside it does not help.
+        action = sql.SQL("drop constraint {}, add {} ({})").format(
+            sql.Identifier(index.name),
+            sql.SQL("primary key" if index.primary else "unique"),
+            _identifiers([self._moved(name) for name in index.columns]),
+        )
+        return ConfigError(
+            f"{self.target.schema}.{self.target.name}: the key's unique constraint is deferrable",
+            why="ON CONFLICT cannot use a deferrable constraint",
+            mend=sql.SQL("alter table {} {}").format(self.name, action).as_string(),
+            id="deferrable_key",
+        )
+
+
+def order_moves(moves: dict[str, str], taken: Collection[str]) -> list[tuple[str, str]]:
+    """Return renames (old, new) in an order in which each new name is free; a ring goes by way of a name of its own."""
+    left, ordered = dict(moves), []
+    while left:
+        free = [old for old, new in left.items() if new not in left]
+        if not free:
+            aside = next(
+                name for n in itertools.count() if (name := f"replicator_{n}") not in {*taken, *left, *moves.values()}
+            )
+            old = next(iter(left))
+            ordered.append((old, aside))
+            left[aside] = left.pop(old)
+        ordered += [(old, left.pop(old)) for old in free]
+    return ordered
+
+
+def _plan_indexes(mapping: Mapping, table: TableSettings, target: tuple[str, str]) -> list[sql.Composed]:
+    name = sql.Identifier(*target)
+    made: list[sql.Composed] = []
+    if mapping.key:
+        made.append(_add_primary_key(name, mapping))
+    names = {output.source.name: output.name for output in mapping.outputs}
+    plain = {output.source.name for output in mapping.outputs if isinstance(output.expression, sql.Identifier)}
+    indexed = {mapping.key[:1]}
+    if mapping.watermark and mapping.watermark.name in names and watermark_type(mapping):
+        column = (names[mapping.watermark.name],)
+        made.append(_create_index(name, target, column, unique=False))
+        indexed.add(column)
+    if table.indexes == "all":
+        for index in mapping.relation.indexes:
+            columns = tuple(names.get(column, "") for column in index.columns)
+            if not index.covers_all or columns == mapping.key or not plain.issuperset(index.columns):
+                continue
+            if not _is_default_btree(index.definition) or (
+                len(columns) == 1 and columns in indexed and not index.unique
+            ):
+                continue
+            unique = index.unique and not index.deferrable and not mapping.where and not mapping.relation.has_children
+            made.append(_create_index(name, target, columns, unique=unique))
+    return made
+
+
+def _is_default_btree(definition: str) -> bool:
+    return " USING btree (" in definition
+
+
+def _create_index(
+    name: sql.Identifier, target: tuple[str, str], columns: tuple[str, ...], *, unique: bool
+) -> sql.Composed:
+    # 63 bytes are all an identifier keeps, so a readable name could collide with another one.
+    digest = hashlib.sha256("\0".join((*target, *columns, str(unique))).encode("utf-8", "surrogatepass")).hexdigest()[
+        :16
+    ]
+    return sql.SQL("CREATE {}INDEX {} ON {} ({})").format(
+        sql.SQL("UNIQUE " if unique else ""), sql.Identifier(f"replicator_{digest}"), name, _identifiers(columns)
+    )
+
+
+def _add_primary_key(name: sql.Identifier, mapping: Mapping) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(name, _identifiers(mapping.key))
+
+
+def _identifiers(names: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(name) for name in names)
+
+
+def _check_soft(mapping: Mapping) -> None:
+    if any(output.name == DELETED_AT for output in mapping.outputs):
+        raise ConfigError(
+            f"{mapping.relation.schema}.{mapping.relation.name}: the source has a column {DELETED_AT} of its own",
+            why='deletes = "soft" writes into a column of that name',
+            mend="rename or exclude the source's column",
+            id="deleted_at_taken",
+        )
+
+
+_CHAR = re.compile(r"^(character varying|character|bit varying|bit|text)(?:\((\d+)\))?$")
+_NUMERIC = re.compile(r"^numeric(?:\((\d+),(-?\d+)\))?$")
+_INTEGER_ORDER = {"smallint": 0, "integer": 1, "bigint": 2}
+_INTEGER_DIGITS = {"smallint": 5, "integer": 10, "bigint": 19}
+_TIMES = re.compile(r"^(timestamp|time|interval)(?:\((\d)\))?( without time zone| with time zone)?$")
+
+
+def accepts(column: str, incoming: str) -> bool:
+    """Say whether a column of one type takes every value of another unchanged."""
+    return column in (incoming, TEXT) or widens(incoming, column)
+
+
+def widens(old: str, new: str) -> bool:
+    """Say whether every value of `old` is a value of `new`, and is written the same way."""
+    if old == new or (new == TEXT and not old.endswith("[]")):
+        return True
+    if old in _INTEGER_ORDER:
+        if new in _INTEGER_ORDER:
+            return _INTEGER_ORDER[old] <= _INTEGER_ORDER[new]
+        digits = _NUMERIC.match(new)
+        return digits is not None and (digits[1] is None or int(digits[1]) - int(digits[2]) >= _INTEGER_DIGITS[old])
+    if old == "real":
+        return new == "double precision"
+    if old.endswith("[]") and new.endswith("[]"):
+        return widens(old[:-2], new[:-2])
+    return _widens_length(old, new) or _widens_numeric(old, new) or _widens_time(old, new)
+
+
+def _widens_length(old: str, new: str) -> bool:
+    was, becomes = _CHAR.match(old), _CHAR.match(new)
+    if not was or not becomes or was[1] != becomes[1] or was[1] in ("bit", "character"):
+        return False
+    return becomes[2] is None or (was[2] is not None and int(was[2]) <= int(becomes[2]))
+
+
+def _widens_numeric(old: str, new: str) -> bool:
+    was, becomes = _NUMERIC.match(old), _NUMERIC.match(new)
+    if not was or not becomes:
+        return False
+    if becomes[1] is None:
+        return True
+    if was[1] is None:
+        return False
+    scale_kept = int(becomes[2]) >= int(was[2])
+    return scale_kept and int(becomes[1]) - int(becomes[2]) >= int(was[1]) - int(was[2])
+
+
+def _widens_time(old: str, new: str) -> bool:
+    was, becomes = _TIMES.match(old), _TIMES.match(new)
+    if not was or not becomes or was[1] != becomes[1] or was[3] != becomes[3]:
+        return False
+    return becomes[2] is None or (was[2] is not None and int(was[2]) <= int(becomes[2]))

@@ -1,0 +1,191 @@
+"""The loading of a table with a key: upsert what changed, find deletes by hashes of keys, audit by hashes of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+from psycopg import sql
+
+from replicator.apply import merge
+from replicator.apply.table_load import TableLoad, key_not_unique
+from replicator.batch import DUE_MARK
+from replicator.digest import bucket_of, count_buckets, in_buckets
+from replicator.strategy import FULL, XMIN
+
+
+class KeyedLoad(TableLoad):
+    """The loading of a table whose rows are told apart by their key."""
+
+    def _stage_changes(self) -> None:
+        if self.reading.load_type == FULL:
+            self.staged = self._copy_to_staging(self.staging, self.incoming.source.read_all(self.shape))
+            return
+        marks = (DUE_MARK,) if self.reading.since_xid is not None and self.reading.strategy != XMIN else ()
+        self.staged = self._copy_to_staging(self.staging, self.incoming.source.read_changes(self.shape), marks=marks)
+
+    def write(self) -> None:
+        """Insert and update what was staged."""
+        if not self.staged:
+            return
+        with self.figures.phase("merge"):
+            if self.reading.audit and self.reading.since_xid is not None:
+                self.figures.rows_missed_before += self._count(merge.count_missed(self.target, self.staging, DUE_MARK))
+            self._upsert(self.staging, self.staged)
+
+    def _upsert(self, staging: str, staged: int) -> None:
+        try:
+            with self.session.connection.transaction():
+                written, inserted = self._merge(staging)
+        except psycopg.errors.UniqueViolation:
+            if not self.session.replica:
+                raise
+            self._make_way(staging)
+            written, inserted = self._exchange(staging)
+        if self.triggers and self._count(merge.count_missed(self.target, staging, None)):
+            raise self._interference()
+        self.figures.rows_inserted += inserted
+        self.figures.rows_updated += written - inserted
+        self.figures.rows_unchanged += staged - written
+
+    def _merge(self, staging: str) -> tuple[int, int]:
+        """Run the upsert; return (written, inserted) rows."""
+        if self.target.partitioned:
+            inserted = self._count(merge.count_new(self.target, staging))
+            return self._run(merge.upsert(self.target, staging)), inserted
+        try:
+            row = self.session.connection.execute(merge.count_upsert(self.target, staging)).fetchone()
+        except psycopg.errors.CardinalityViolation as error:
+            raise key_not_unique(self.job, error.sqlstate) from error
+        return (row["written"], row["inserted"]) if row else (0, 0)
+
+    def _make_way(self, staging: str) -> None:
+        """Delete vanished rows ahead of the upsert: one of them may hold a unique value that a staged row took over."""
+        if self.job.settings.deletes != "hard":
+            return
+        here = self._count(merge.sum_target(self.target, sql.SQL("0")))
+        if self.reading.load_type == FULL:
+            self._delete(staging, None, here)
+            return
+        self._read_keys(self.incoming.source.read_keys(self.shape))
+        self._delete(self.keys, None, here)
+        self._run(merge.drop_staging(self.keys))
+
+    def _exchange(self, staging: str) -> tuple[int, int]:
+        """Write rows that swap a unique value among themselves: delete, then insert; foreign keys do not fire here."""
+        kept = f"replicator_kept_{self.job.batch_id}"
+        try:
+            with self.session.connection.transaction():
+                return self._merge(staging)
+        except psycopg.errors.UniqueViolation:
+            self._run(merge.keep_extra(self.target, staging, kept))
+            self._run(merge.delete_kept(self.target, kept))
+            replaced = self._run(merge.insert_kept(self.target, staging, kept))
+            self._run(merge.drop_staging(kept))
+            written, inserted = self._merge(staging)
+            return replaced + written, inserted
+
+    def remove(self) -> None:
+        """Delete what the source no longer has, and bring back the keys that the target lost."""
+        if self.filled_directly or self.job.settings.deletes == "ignore":
+            return
+        with self.figures.phase("delete"):
+            if self.reading.load_type == FULL:
+                self._remove_absent()
+            elif not self._audits_by_hashes:
+                self._remove_by_keys()
+
+    @property
+    def _audits_by_hashes(self) -> bool:
+        return self.reading.audit and self.reading.since_xid is None
+
+    def _remove_absent(self) -> None:
+        here = self._count(merge.sum_target(self.target, sql.SQL("0")))
+        self._check_source_has_rows(self.staged, here)
+        self._ensure_staging()
+        self._delete(self.staging, None, here)
+        self._check_key(self.staged)
+
+    def _remove_by_keys(self) -> None:
+        target, digest, source = self.target, self.shape.digest, self.incoming.source
+        hashed = merge.hash_key(target, "t", digest)
+        with ThreadPoolExecutor(1) as beside:
+            # The source sums its keys while the target sums its own: two servers, one wait.
+            summing = beside.submit(source.sum_rows, self.shape, by_row=False)
+            here = self._total(merge.sum_target(target, hashed))
+            there = summing.result()
+        if here == there:
+            return
+        self._check_source_has_rows(there.rows, here.rows)
+        buckets = count_buckets(max(there.rows, here.rows))
+        theirs = source.sum_buckets(self.shape, buckets, by_row=False)
+        ours = self._totals(merge.sum_target_buckets(target, hashed, bucket_of(hashed, buckets)))
+        chosen = sorted(b for b in theirs.keys() | ours.keys() if theirs.get(b) != ours.get(b))
+        self._read_keys(source.read_bucket_keys(self.shape, buckets, chosen))
+        self._delete(self.keys, in_buckets(hashed, buckets, chosen), here.rows)
+        self._fetch_missing(buckets, chosen)
+        self._check_key(there.rows)
+
+    def _check_key(self, there: int) -> None:
+        """Raise DataRefused when the source has more rows than keys: the last writer of a key would win, unseen."""
+        here = self._count(merge.sum_target(self.target, sql.SQL("0")))
+        if there > here:
+            raise key_not_unique(self.job)
+
+    def _read_keys(self, pieces: Iterator[bytes]) -> None:
+        if not self._copy_to_new(self.keys, self.target.key, pieces):
+            self._run(merge.create_staging(self.target, self.keys, self.target.key))
+
+    def _delete(self, keys: str, only: sql.Composable | None, here: int) -> None:
+        gone = self._count(merge.count_vanished(self.target, keys, only))
+        # A part of what was here before this load: a wrong source ten times as large is a wrong source.
+        self._check_deletes(gone, here - self.figures.rows_inserted)
+        if gone:
+            deleted = self._run(merge.delete_vanished(self.target, keys, only))
+            if self.triggers and deleted < gone:
+                raise self._interference()
+            self.figures.rows_deleted += deleted
+
+    def _fetch_missing(self, buckets: int, chosen: Sequence[int]) -> None:
+        """Bring the rows back whose keys the source has and the target lacks: deleted here by hand."""
+        missing = self._count(merge.count_new(self.target, self.keys))
+        if not missing:
+            return
+        self.figures.rows_missed_before += missing
+        name = f"replicator_missing_{self.job.batch_id}"
+        read = self._copy_to_staging(name, self.incoming.source.read_bucket_rows(self.shape, buckets, chosen))
+        self.figures.rows_extracted += missing
+        unchanged = self.figures.rows_unchanged
+        self._upsert(name, read)
+        self.figures.rows_unchanged = unchanged
+
+    def audit(self) -> None:
+        """Find by hashes what the watermark cannot see, where `xmin` does not tell, and mend it."""
+        if not self._audits_by_hashes or self.filled_directly:
+            return
+        target, digest, source = self.target, self.shape.digest, self.incoming.source
+        with self.figures.phase("audit"):
+            hashed = merge.hash_row(target, "t", digest)
+            there = source.sum_rows(self.shape, by_row=True)
+            here = self._total(merge.sum_target(target, hashed))
+            if there == here:
+                return
+            self._check_source_has_rows(there.rows, here.rows)
+            key = merge.hash_key(target, "t", digest)
+            buckets = count_buckets(max(there.rows, here.rows))
+            theirs = source.sum_buckets(self.shape, buckets, by_row=True)
+            ours = self._totals(merge.sum_target_buckets(target, hashed, bucket_of(key, buckets)))
+            chosen = sorted(b for b in theirs.keys() | ours.keys() if theirs.get(b) != ours.get(b))
+            found = f"replicator_audit_{self.job.batch_id}"
+            read = self._copy_to_staging(found, source.read_bucket_rows(self.shape, buckets, chosen))
+            if not read:
+                self._run(merge.create_staging(target, found, [c.name for c in target.columns]))
+            if self.job.settings.deletes != "ignore":
+                self._delete(found, in_buckets(key, buckets, chosen), here.rows)
+            missed = self._count(merge.count_missed(target, found, None))
+            self.figures.rows_missed_before += missed
+            unchanged = self.figures.rows_unchanged
+            self._upsert(found, read)
+            self.figures.rows_unchanged = unchanged
+            self.figures.rows_extracted += missed

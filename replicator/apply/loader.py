@@ -1,0 +1,48 @@
+"""The one transaction that brings a table of the target to a snapshot of the source.
+
+Order inside it: fence, DDL, staging COPY, upsert, deletes, position, `etl_control`, COMMIT. Where the role may not set
+session_replication_role, tables tied by foreign keys share the transaction: upserts parents first, deletes children
+first. Where it may, deletes go ahead if a vanished row holds a unique value that another row took over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psycopg
+
+from replicator.apply.job import Incoming, Session
+from replicator.apply.keyed import KeyedLoad
+from replicator.apply.multiset import MultisetLoad
+from replicator.apply.table_load import TableLoad
+from replicator.batch import Figures
+from replicator.db import translate
+
+
+def load_group(session: Session, group: Sequence[Incoming], *, attempts: int) -> list[Figures]:
+    """Load tables in one target transaction, parents first; return their figures in order.
+
+    Raises our errors, with nothing of the group changed. A lost answer to COMMIT is the caller's to settle: the
+    batch's own row tells whether it landed.
+    """
+    loads = [_choose_load(incoming)(session, incoming, attempts) for incoming in group]
+    current = loads[0]
+    try:
+        with session.connection.transaction():
+            for current in loads:
+                current.prepare()
+            for current in loads:
+                current.stage()
+                current.write()
+            for current in reversed(loads):
+                current.remove()
+            for current in loads:
+                current.audit()
+                current.finish()
+    except psycopg.Error as error:
+        raise translate(error, side="target", table=current.job.table) from error
+    return [load.figures for load in loads]
+
+
+def _choose_load(incoming: Incoming) -> type[TableLoad]:
+    return KeyedLoad if incoming.job.mapping.key else MultisetLoad

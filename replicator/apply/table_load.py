@@ -1,0 +1,298 @@
+"""The loading of one table inside the group's transaction: what tables with and without a key have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import psycopg
+from psycopg import sql
+
+from replicator.apply import merge
+from replicator.apply.evolve import Evolution, Recorded
+from replicator.apply.job import Incoming, Job, Session
+from replicator.apply.merge import Target, TargetColumn
+from replicator.apply.target import fit_reading, plan_target, spell_columns
+from replicator.apply.types import Resolved
+from replicator.batch import Figures, Shape, Totals
+from replicator.catalog import list_row_changers, read_relation
+from replicator.errors import DataRefused, PassingError, SafetyStop
+from replicator.relation import PARTITIONED, Relation
+from replicator.selection import format_table_name
+from replicator.strategy import FULL
+
+SMALL_DELETE_ROWS = 1000
+
+
+@dataclass
+class TableLoad(ABC):
+    """The loading of one table inside the group's transaction; how changes are told apart is the subclass's."""
+
+    session: Session
+    incoming: Incoming
+    attempts: int
+    figures: Figures = field(default_factory=Figures)
+
+    def __post_init__(self) -> None:
+        self.job = self.incoming.job
+        self.reading = self.incoming.reading
+        self.started_at = datetime.now(UTC)
+        self.target_name = format_table_name(*self.job.target)
+        number = self.job.batch_id
+        self.staging, self.keys = f"replicator_staging_{number}", f"replicator_keys_{number}"
+        self.filled_directly = False
+        self.staged = 0
+        self.has_staging = False
+        self.audited = self.reading.load_type == FULL or self.reading.audit
+
+    def _run(self, statement: sql.Composed) -> int:
+        return self.session.connection.execute(statement).rowcount
+
+    def _count(self, statement: sql.Composed) -> int:
+        row = self.session.connection.execute(statement).fetchone()
+        return int(row["rows"]) if row else 0
+
+    def _total(self, statement: sql.Composed) -> Totals:
+        row = self.session.connection.execute(statement).fetchone()
+        return Totals(row["rows"], int(row["digest"])) if row else Totals()
+
+    def _totals(self, statement: sql.Composed) -> dict[int, Totals]:
+        rows = self.session.connection.execute(statement).fetchall()
+        return {row["bucket"]: Totals(row["rows"], int(row["digest"])) for row in rows}
+
+    def prepare(self) -> None:
+        """Fence, run the DDL that the source's columns ask for, and learn the target's shape."""
+        control = self.session.control
+        control.fence(self.job.record)
+        if not control.lock_table(self.job.table):
+            raise PassingError(
+                f"{self.job.table} is held by another command",
+                why="its table lock is taken",
+                mend="it is tried again by itself",
+                id="table_locked",
+                sqlstate="55P03",
+                table=self.job.table,
+            )
+        with self.figures.phase("prepare"):
+            evolution, existing, types = plan_target(self.session.connection, self.job)
+            self.evolution = evolution
+            for ddl in evolution.before:
+                self.session.connection.execute(ddl)
+            if evolution.before or existing is None:
+                existing = read_relation(self.session.connection, *self.job.target)
+            if existing is None:
+                raise DataRefused(f"the target of {self.job.table} went away", table=self.job.table)
+            self.relation = existing
+            self.triggers = () if evolution.creates else list_row_changers(self.session.connection, existing)
+            self.target, self.shape = self._describe(existing, types, evolution)
+            self.reading = fit_reading(self.reading, self.job, evolution)
+            self.audited = self.audited or self.reading.load_type == FULL
+            self.recorded = tuple(
+                Recorded(o.source.number, o.source.name, o.name, types[o.name].spelling)
+                for o in self.job.mapping.outputs
+                if o.name not in evolution.left_out
+            )
+
+    def _describe(self, existing: Relation, types: dict[str, Resolved], evolution: Evolution) -> tuple[Target, Shape]:
+        mapping = self.job.mapping
+        current = spell_columns(self.session.connection, existing)
+        outputs = [
+            output
+            for output in mapping.outputs
+            if output.name not in evolution.left_out and not existing.by_name[output.name].generated
+        ]
+        columns = tuple(
+            TargetColumn(o.name, current[o.name], fixed=existing.by_name[o.name].identity == "a") for o in outputs
+        )
+        written = {output.name for output in mapping.outputs}
+        extra = tuple(c.name for c in existing.columns if c.name not in written and not c.generated)
+        target = Target(
+            existing.schema,
+            existing.name,
+            columns,
+            mapping.key,
+            self._key_equality(existing),
+            extra,
+            self.job.settings.deletes == "soft",
+            existing.kind == PARTITIONED,
+        )
+        casts = {
+            o.name: current[o.name]
+            for o in outputs
+            if current[o.name] != types[o.name].spelling and current[o.name] != "text"
+        }
+        is_binary = all(
+            types[o.name].binary and o.name not in casts and current[o.name] == types[o.name].spelling for o in outputs
+        )
+        return target, Shape(is_binary, {o.name: current[o.name] for o in outputs}, casts, self.session.digest)
+
+    def _key_equality(self, existing: Relation) -> tuple[tuple[str, str], ...]:
+        key = self.job.mapping.key
+        for index in existing.indexes:
+            if index.unique and set(index.columns) == set(key):
+                operators = dict(zip(index.columns, index.equality, strict=True))
+                return tuple(operators[name] for name in key)
+        return tuple(("pg_catalog", "=") for _ in key)
+
+    def stage(self) -> None:
+        """Bring what may have changed into staging, or straight into a table that is empty."""
+        if self.evolution.rekeyed:
+            self._run(sql.SQL("DELETE FROM {}").format(self.target.table))
+        is_empty = self.evolution.creates or self.evolution.rekeyed or not self._has_rows()
+        # COPY has no way to say "no columns" to a table that has some of its own.
+        if self.reading.load_type == FULL and is_empty and self.target.columns:
+            self._fill_directly()
+        else:
+            self._stage_changes()
+
+    @abstractmethod
+    def _stage_changes(self) -> None:
+        """Bring what may have changed into staging."""
+
+    @abstractmethod
+    def write(self) -> None:
+        """Insert and update what was staged."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Delete what the source no longer has."""
+
+    @abstractmethod
+    def audit(self) -> None:
+        """Find and mend what the reading could not see."""
+
+    def _has_rows(self) -> bool:
+        return self.session.connection.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(self.target.table)).rowcount > 0
+
+    def _fill_directly(self) -> None:
+        names = [column.name for column in self.target.columns]
+        into = merge.copy_into(self.target.table, names, binary=self.shape.binary, freeze=self.evolution.creates)
+        with self.figures.phase("copy"):
+            rows = self._copy(into, self.incoming.source.read_all(self.shape))
+        self.figures.rows_extracted = self.figures.rows_inserted = rows
+        self.filled_directly = True
+        if self.triggers:
+            self._compare_all()
+        with self.figures.phase("index"):
+            for ddl in self.evolution.after:
+                self._index(ddl)
+
+    def _compare_all(self) -> None:
+        """Raise DataRefused unless the target's rows are the source's."""
+        there = self.incoming.source.sum_rows(self.shape, by_row=True)
+        here = self._total(merge.sum_target(self.target, merge.hash_row(self.target, "t", self.shape.digest)))
+        if there != here:
+            raise self._interference()
+
+    def _interference(self) -> DataRefused:
+        target = sql.Identifier(*self.job.target).as_string()
+        mends = [f"alter table {target} disable trigger {sql.Identifier(name).as_string()}" for name in self.triggers]
+        return DataRefused(
+            f"a trigger of the target changed or dropped rows of {self.job.table}",
+            why=f"what was written is not what is there; before each row: {', '.join(self.triggers)}",
+            mend="; ".join(mends),
+            id="target_trigger",
+            table=self.job.table,
+        )
+
+    def _index(self, ddl: sql.Composed) -> None:
+        try:
+            self._run(ddl)
+        except psycopg.errors.UniqueViolation as error:
+            raise key_not_unique(self.job, error.sqlstate) from error
+
+    def _copy_to_staging(self, name: str, pieces: Iterator[bytes], *, marks: Sequence[str] = ()) -> int:
+        """Copy into a staging table, which is made only once there is a row for it; return the rows."""
+        columns = [column.name for column in self.target.columns]
+        return self._copy_to_new(name, columns, pieces, marks=marks)
+
+    def _copy_to_new(
+        self, name: str, columns: Sequence[str], pieces: Iterator[bytes], *, marks: Sequence[str] = ()
+    ) -> int:
+        with self.figures.phase("copy"):
+            first = next(pieces, None)
+            if first is None:
+                return 0
+            self._run(merge.create_staging(self.target, name, columns, marks))
+            into = merge.copy_into(merge.staging_name(name), [*columns, *marks], binary=self.shape.binary)
+            rows = self._copy(into, _chain(first, pieces))
+        if name == self.staging:
+            self.figures.rows_extracted += rows
+        return rows
+
+    def _copy(self, into: sql.Composed, pieces: Iterator[bytes]) -> int:
+        with self.session.connection.cursor() as cursor:
+            with cursor.copy(into) as copy:
+                for piece in pieces:
+                    copy.write(piece)
+                    self.figures.bytes_copied += len(piece)
+            return cursor.rowcount
+
+    def _ensure_staging(self) -> None:
+        if self.staged == 0 and not self.has_staging:
+            self._run(merge.create_staging(self.target, self.staging, [c.name for c in self.target.columns]))
+            self.has_staging = True
+
+    def _check_source_has_rows(self, there: int, here: int) -> None:
+        if there == 0 and here > 0 and self.job.settings.max_delete_fraction < 1.0:
+            raise SafetyStop(
+                f"{self.job.table} is empty in the source, {here} rows are in the target",
+                why="an emptied or wrong source would empty the target",
+                mend=f"if it is right: set max_delete_fraction = 1.0 for {self.job.table} and sync again",
+                id="source_empty",
+                table=self.job.table,
+            )
+
+    def _check_deletes(self, gone: int, here: int) -> None:
+        fraction = self.job.settings.max_delete_fraction
+        if fraction < 1.0 and gone > max(SMALL_DELETE_ROWS, fraction * here):
+            raise SafetyStop(
+                f"{gone} of {here} rows of {self.job.table} would be deleted",
+                why=f"max_delete_fraction is {fraction:g}",
+                mend=f"if it is right: raise max_delete_fraction for {self.job.table} (1.0 switches the stop off)",
+                id="too_many_deletes",
+                table=self.job.table,
+            )
+
+    def finish(self) -> None:
+        """Write position and record, in the same transaction as the data."""
+        self.session.control.save_batch(
+            self.job.record,
+            self.job.batch_id,
+            target=self.target_name,
+            guarantee=self.job.choice.guarantee,
+            fingerprint=self.job.fingerprint,
+            reading=self.reading,
+            facts=self.incoming.facts,
+            figures=self.figures,
+            columns=self.recorded,
+            enum_labels={
+                f"{t.schema}.{t.name}": {str(oid): label for oid, label in t.labels}
+                for t in self.job.mapping.relation.types.values()
+                if t.kind == "e"
+            },
+            source_oid=self.job.mapping.relation.oid,
+            created=self.evolution.creates,
+            audited=self.audited,
+            started_at=self.started_at,
+            attempts=self.attempts,
+        )
+
+
+def key_not_unique(job: Job, sqlstate: str | None = None) -> DataRefused:
+    """Return the error of a configured key that names two rows of the source."""
+    return DataRefused(
+        f"the key ({', '.join(job.mapping.key)}) of {job.table} is not unique in the source",
+        why="two rows would be one row of the target",
+        mend="configure another key for the table",
+        id="key_not_unique",
+        sqlstate=sqlstate,
+        table=job.table,
+    )
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest

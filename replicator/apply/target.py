@@ -1,0 +1,172 @@
+"""The target ahead of a load: schemas, enums, the DDL a table needs, the order that foreign keys ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import psycopg
+from psycopg import sql
+
+from replicator.apply.evolve import Evolution, create_schema, plan_creation, plan_evolution
+from replicator.apply.job import Job
+from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
+from replicator.catalog import find_missing_schemas, format_types, read_foreign_keys, read_relation
+from replicator.db import Connection
+from replicator.errors import SafetyStop, SchemaDrift
+from replicator.reading import Reading
+from replicator.relation import Relation
+from replicator.selection import format_table_name
+from replicator.strategy import FULL, WATERMARK, XMIN
+
+
+def take_replica_role(connection: Connection) -> bool:
+    """Switch triggers and foreign keys off in this session where the role may; say whether it worked."""
+    try:
+        connection.execute("SET session_replication_role = replica")
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+def prepare_schemas(connection: Connection, jobs: Sequence[Job]) -> None:
+    """Make the schemas of new tables ahead of the loads: of two transactions that make one, the second fails.
+
+    Where that is not allowed, the table's own load says so.
+    """
+    for name in find_missing_schemas(connection, sorted({job.target[0] for job in jobs})):
+        with suppress(psycopg.errors.InsufficientPrivilege):
+            connection.execute(create_schema(name))
+
+
+def prepare_enums(connection: Connection, job: Job) -> None:
+    """Bring the target's enums up to the source's ahead of the data: labels are of no use before their commit.
+
+    Raises SchemaDrift where on_schema_change = "freeze" forbids it.
+    """
+    for ddl in write_enum_ddl(connection, plan_job_enums(connection, job)):
+        connection.execute(ddl)
+
+
+def plan_job_enums(connection: Connection, job: Job) -> list[EnumChange]:
+    """Return what the target's enums lack for a job."""
+    types = job.mapping.relation.types
+    used = [types[oid] for oid in _used_types(job) if types[oid].kind == "e"]
+    changes = plan_enums(connection, used, job.record.enum_labels) if used else []
+    frozen = [change for change in changes if not change.create and job.settings.on_schema_change == "freeze"]
+    if frozen:
+        raise SchemaDrift(
+            f"the labels of enum {frozen[0].schema}.{frozen[0].name} changed",
+            why='on_schema_change is "freeze"',
+            mend="; ".join(ddl.as_string() for ddl in frozen[0].statements()),
+            table=job.table,
+        )
+    return changes
+
+
+def write_enum_ddl(connection: Connection, changes: Sequence[EnumChange]) -> list[sql.Composed]:
+    """Return the statements of the changes, with the schemas that new enums need."""
+    schemas = find_missing_schemas(connection, sorted({change.schema for change in changes if change.create}))
+    return [*map(create_schema, schemas), *(ddl for change in changes for ddl in change.statements())]
+
+
+def _used_types(job: Job) -> list[int]:
+    types, waiting, used = job.mapping.relation.types, [o.type_oid for o in job.mapping.outputs], []
+    while waiting:
+        oid = waiting.pop()
+        if oid in types and oid not in used:
+            used.append(oid)
+            waiting += [types[oid].element, types[oid].base]
+    return used
+
+
+def plan_target(
+    connection: Connection, job: Job, planned_enums: Sequence[EnumChange] = ()
+) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
+    """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name."""
+    types = resolve_types(connection, job.mapping.outputs, job.mapping.relation.types, planned_enums)
+    existing = read_relation(connection, *job.target)
+    if existing is None:
+        makes_schema = bool(find_missing_schemas(connection, [job.target[0]]))
+        return plan_creation(job.mapping, job.settings, job.target, types, makes_schema=makes_schema), None, types
+    if existing.row_security:
+        raise _hidden_target(job)
+    current = spell_columns(connection, existing)
+    evolution = plan_evolution(
+        job.mapping,
+        job.settings,
+        existing,
+        types,
+        current,
+        job.record.columns,
+        same_source=job.record.source_oid == job.mapping.relation.oid,
+        had_key=job.record.state.strategy in (XMIN, WATERMARK),
+        created_by_us=job.record.created_by_us,
+    )
+    return evolution, existing, types
+
+
+def _hidden_target(job: Job) -> SafetyStop:
+    target = format_table_name(*job.target)
+    return SafetyStop(
+        f"row security hides rows of {target} from the target role",
+        why="hidden rows would be taken for missing ones",
+        mend=f"alter table {target} no force row level security, by its owner; or alter role ... bypassrls",
+        id="row_security",
+        table=job.table,
+    )
+
+
+def spell_columns(connection: Connection, relation: Relation) -> dict[str, str]:
+    """Return how the server spells the type of each column, by name; a domain is spelled as its base type."""
+    bases = [relation.find_base(column) for column in relation.columns]
+    return dict(zip((column.name for column in relation.columns), format_types(connection, bases), strict=True))
+
+
+def fit_reading(reading: Reading, job: Job, evolution: Evolution) -> Reading:
+    """Return the reading, a full one where the position belongs to rows that are not in this target."""
+    reason = ""
+    if evolution.creates:
+        reason = "the target table is not there"
+    elif evolution.rekeyed:
+        reason = "the key changed"
+    elif evolution.adds:
+        reason = "the target lacks a column"
+    elif job.record.target not in (None, format_table_name(*job.target)):
+        reason = "the target was another table"
+    if not reason or reading.load_type == FULL:
+        return reading
+    return replace(reading, load_type=FULL, since_xid=None, since_mark=None, audit=False, reason=reason)
+
+
+def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[list[Job]]:
+    """Return the jobs in groups that must share a transaction, parents before children inside each.
+
+    Among tables in a cycle the order is that of their names; the target then has to defer the constraint.
+    """
+    relations = {job.table: read_relation(connection, *job.target) for job in jobs}
+    by_oid = {relation.oid: job for job in jobs if (relation := relations[job.table])}
+    ties = [pair for pair in read_foreign_keys(connection, by_oid) if pair[0] != pair[1]]
+    group_of = {oid: {oid} for oid in by_oid}
+    for child, parent in ties:
+        joined = group_of[child] | group_of[parent]
+        for oid in joined:
+            group_of[oid] = joined
+    seen: set[int] = set()
+    groups = [[job] for job in jobs if relations[job.table] is None]
+    for oid in by_oid:
+        if oid not in seen:
+            seen |= group_of[oid]
+            groups.append([by_oid[o] for o in _parents_first(group_of[oid], ties)])
+    return groups
+
+
+def _parents_first(oids: set[int], ties: Sequence[tuple[int, int]]) -> list[int]:
+    ordered: list[int] = []
+    waiting = sorted(oids)
+    while waiting:
+        free = [o for o in waiting if not any(c == o and p in waiting for c, p in ties)] or waiting[:1]
+        ordered += free
+        waiting = [o for o in waiting if o not in free]
+    return ordered

@@ -1,0 +1,217 @@
+"""The command tree. Each command imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from replicator import __version__
+from replicator.cli.output import print_error
+from replicator.errors import EXIT_FAILED, EXIT_OK, ReplicatorError, unexpected
+
+app = typer.Typer(
+    name="replicator",
+    help="Copies tables from one PostgreSQL to another, keeps them equal, and proves it row by row.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+target_app = typer.Typer(help="The embedded target: start it, stop it, say how to connect.", no_args_is_help=True)
+app.add_typer(target_app, name="target")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file; replicator.toml by default.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Tables = Annotated[
+    list[str] | None, typer.Argument(metavar="TABLE", help="Source tables, like public.t; all by default.")
+]
+
+
+class Trigger(StrEnum):
+    """Who started a run."""
+
+    manual = "manual"
+    scheduler = "scheduler"
+    api = "api"
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Print the version where that is asked for."""
+    if version:
+        typer.echo(f"replicator {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the two servers up.")] = False,
+    stop: Annotated[
+        Path | None, typer.Option("--stop", help="Stop what --keep left up in this directory.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show all of it on two embedded servers, in under two minutes; needs no configuration and no root."""
+    from replicator.cli.demo import run_demo, stop_demo
+
+    if stop is not None:
+        stop_demo(stop)
+        _exit(EXIT_OK)
+    _exit(run_demo(keep=keep, as_json=json))
+
+
+@app.command()
+def init(
+    source: Annotated[
+        str | None,
+        typer.Option("--source", metavar="DSN", help="Connection string of the source, without its password."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="DSN", help="The same of the target; left out: an embedded PostgreSQL."),
+    ] = None,
+    tables: Annotated[
+        list[str] | None,
+        typer.Option("--tables", metavar="PATTERN", help="Tables, like public.t or sales.*; public.* by default."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Look at a source and write a commented replicator.toml for it."""
+    from replicator.cli.init import write_config
+
+    _exit(write_config(config, source, target, tables or [], force=force, as_json=json))
+
+
+@app.command()
+def check(config: Config = None, json: Json = False) -> None:
+    """Look for what would stop or slow a sync, with the SQL that mends it; writes nothing."""
+    from replicator.cli.check import show_check
+
+    _exit(show_check(config, as_json=json))
+
+
+@app.command()
+def plan(config: Config = None, json: Json = False) -> None:
+    """Show what the next sync would do, table by table; writes nothing."""
+    from replicator.cli.plan import show_plan
+
+    _exit(show_plan(config, as_json=json))
+
+
+@app.command()
+def sync(
+    tables: Tables = None,
+    full: Annotated[bool, typer.Option("--full", help="Read everything, not only what changed.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
+    ] = None,
+    triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Bring the target to the source's present state: the nightly job."""
+    from replicator.cli.sync import run_sync
+
+    _exit(run_sync(config, tables or [], full=full, jobs=jobs, triggered_by=triggered_by.value, as_json=json))
+
+
+@app.command()
+def status(config: Config = None, json: Json = False) -> None:
+    """Show where every table stands."""
+    from replicator.cli.report import show_status
+
+    _exit(show_status(config, as_json=json))
+
+
+@app.command()
+def history(
+    table: Annotated[str | None, typer.Option("--table", help="Only this source table.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many batches.")] = 20,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Show the batches of etl_control, newest first."""
+    from replicator.cli.report import show_history
+
+    _exit(show_history(config, table, limit, as_json=json))
+
+
+@app.command()
+def health(config: Config = None, json: Json = False) -> None:
+    """Say in one line whether all is well; exit 0 when it is, 1 when not."""
+    from replicator.cli.report import show_health
+
+    _exit(show_health(config, as_json=json))
+
+
+@app.command()
+def forget(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Source table, like public.t.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Really do it.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Drop what is known of a table that left the configuration; the target's rows stay."""
+    from replicator.cli.forget import forget_table
+
+    _exit(forget_table(config, table, yes=yes, as_json=json))
+
+
+@target_app.command("up")
+def target_up(config: Config = None, json: Json = False) -> None:
+    """Start the embedded target and leave it running."""
+    from replicator.cli.target import up
+
+    _exit(up(config, as_json=json))
+
+
+@target_app.command("down")
+def target_down(config: Config = None, json: Json = False) -> None:
+    """Stop the embedded target."""
+    from replicator.cli.target import down
+
+    _exit(down(config, as_json=json))
+
+
+@target_app.command("dsn")
+def target_dsn(config: Config = None, json: Json = False) -> None:
+    """Print how to connect to the target."""
+    from replicator.cli.target import dsn
+
+    _exit(dsn(config, as_json=json))
+
+
+def _exit(code: int) -> None:
+    raise typer.Exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; every error of ours is told on stderr."""
+    as_json = "--json" in arguments
+    try:
+        app(args=list(arguments), prog_name="replicator")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_OK if end.code is None else EXIT_FAILED
+    except ReplicatorError as error:
+        print_error(error, as_json=as_json)
+        return error.exit_code
+    except BrokenPipeError:
+        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001  # a raw traceback would show messages, and messages carry cell values
+        from replicator.trace import scrub_traceback
+
+        print_error(unexpected(error), as_json=as_json)
+        typer.echo(scrub_traceback(error), err=True)
+        return EXIT_FAILED
+    return EXIT_OK

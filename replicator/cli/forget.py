@@ -1,0 +1,34 @@
+"""The command `forget`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from replicator.cli.output import print_json
+from replicator.cli.session import open_control, open_settings
+from replicator.errors import EXIT_OK, UsageError
+from replicator.selection import format_table_name, parse_table_name
+
+
+def forget_table(config: Path | None, table: str, *, yes: bool, as_json: bool) -> int:
+    """Drop a table's state. Raises UsageError without --yes, or for a table of which nothing is known."""
+    settings = open_settings(config)
+    try:
+        name = format_table_name(*parse_table_name(table))
+    except ValueError as error:
+        raise UsageError("TABLE is not a table's name", why=str(error), mend="write schema.table") from None
+    if not yes:
+        raise UsageError(
+            f"forgetting {name} drops its position: its next sync would read everything",
+            why="nothing is destroyed without --yes",
+            mend=f"replicator forget '{name}' --yes",
+        )
+    with open_control(settings) as control:
+        control.take_lock("run", settings.lock_wait.total_seconds())
+        if not control.exists() or not control.forget(name):
+            raise UsageError(f"nothing is known of {name}", mend="replicator status lists the known tables")
+    if as_json:
+        print_json({"forgotten": name})
+    else:
+        print(f"forgot {name}; the target's rows stay")
+    return EXIT_OK

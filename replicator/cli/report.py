@@ -1,0 +1,154 @@
+"""The commands that only look: `status`, `history`, `health`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from replicator.apply.control import Control, TableRecord
+from replicator.cli.output import print_json, print_table
+from replicator.cli.session import open_control, open_settings
+from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, PreflightError
+from replicator.inventory import read_table_argument
+from replicator.settings import Settings, target_dsn
+
+Row = dict[str, Any]
+
+
+def show_status(config: Path | None, *, as_json: bool) -> int:
+    """Print where every table stands."""
+    settings = open_settings(config)
+    with open_control(settings) as control:
+        tables = _read_status(control) if control.exists() else []
+    if as_json:
+        print_json({"pipeline": settings.pipeline, "tables": tables, "slot": None})
+        return EXIT_OK
+    columns = ("table", "target", "strategy", "guarantee", "data as of", "lag", "last run", "status")
+    print_table(columns, [_status_row(table) for table in tables], right=("lag",))
+    if target_dsn(settings) is None:
+        from replicator.embedded import describe
+
+        print(f"\n{describe(settings.data_dir).summary}")
+    return EXIT_OK
+
+
+def _read_status(control: Control) -> list[Row]:
+    last = control.read_last_batches()
+    now = datetime.now(UTC)
+    return [_status(record, last.get(table), now) for table, record in sorted(control.read_records().items())]
+
+
+def _status(record: TableRecord, last_run: Row | None, now: datetime) -> Row:
+    state = record.state
+    lag = None if state.snapshot_at is None else round((now - state.snapshot_at).total_seconds(), 1)
+    return {
+        "table": record.table,
+        "target": record.target,
+        "strategy": state.strategy,
+        "guarantee": record.guarantee,
+        "watermark": state.watermark_mark,
+        "position": None if state.lsn is None else str(state.lsn),
+        "fresh_as_of": state.snapshot_at,
+        "lag_seconds": lag,
+        "verified_through": state.verified_through,
+        "last_run": last_run,
+    }
+
+
+def _status_row(table: Row) -> tuple[object, ...]:
+    lag = table["lag_seconds"]
+    last = table["last_run"] or {}
+    return (
+        table["table"],
+        table["target"],
+        table["strategy"],
+        table["guarantee"],
+        table["fresh_as_of"],
+        None if lag is None else str(timedelta(seconds=int(lag))),
+        last.get("completed_at") or last.get("started_at"),
+        last.get("status"),
+    )
+
+
+def show_history(config: Path | None, table: str | None, limit: int, *, as_json: bool) -> int:
+    """Print the newest batches."""
+    settings = open_settings(config)
+    name = None if table is None else read_table_argument(table)
+    with open_control(settings) as control:
+        rows = control.read_history(name, limit) if control.exists() else []
+    if as_json:
+        print_json({"batches": rows})
+        return EXIT_OK
+    columns = (
+        "batch",
+        "started",
+        "table",
+        "path",
+        "load",
+        "status",
+        "read",
+        "ins",
+        "upd",
+        "del",
+        "missed",
+        "seconds",
+        "error",
+    )
+    print_table(columns, [_history_row(row) for row in rows], right=columns[6:12])
+    return EXIT_OK
+
+
+def _history_row(row: Row) -> tuple[object, ...]:
+    return (
+        str(row["batch_id"]),
+        row["started_at"],
+        row["table_name"],
+        row["path"],
+        row["load_type"],
+        row["status"],
+        row["rows_extracted"],
+        row["rows_inserted"],
+        row["rows_updated"],
+        row["rows_deleted"],
+        row["rows_missed_before"],
+        f"{row['duration_seconds'] or 0:.2f}",
+        row["error_message"],
+    )
+
+
+def show_health(config: Path | None, *, as_json: bool) -> int:
+    """Print one line; return 0 when every table is healthy, 1 when not."""
+    settings = open_settings(config)
+    try:
+        with open_control(settings) as control:
+            reasons = find_reasons(control, settings) if control.exists() else ["nothing has been synced yet"]
+    except (PreflightError, PassingError) as error:
+        reasons = [error.message]
+    if as_json:
+        print_json({"healthy": not reasons, "reasons": reasons})
+    else:
+        print("unhealthy: " + "; ".join(reasons) if reasons else "healthy")
+    return EXIT_FAILED if reasons else EXIT_OK
+
+
+def find_reasons(control: Control, settings: Settings) -> list[str]:
+    """Return why the pipeline is not healthy, in plain words; empty when it is."""
+    records, last = control.read_records(), control.read_last_batches()
+    successes = control.read_last_successes()
+    reasons = [] if records else ["nothing has been synced yet"]
+    stale_after = settings.alerts.stale_after
+    oldest = datetime.now(UTC) - stale_after
+    for table in sorted(records):
+        if last.get(table, {}).get("status") == "failed":
+            reasons.append(f"{table}: the last run failed ({last[table]['error_code']})")
+        if table not in successes:
+            reasons.append(f"{table}: never synced")
+        elif successes[table] < oldest:
+            reasons.append(f"{table}: no success for {_in_words(datetime.now(UTC) - successes[table])}")
+    return reasons
+
+
+def _in_words(span: timedelta) -> str:
+    hours = span.total_seconds() / 3600
+    return f"{hours:.0f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes"

@@ -1,0 +1,56 @@
+"""What every command begins with: settings, logs, and the way to the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from replicator import __version__
+from replicator.apply.control import Control
+from replicator.capture.pull import Access
+from replicator.db import Connection, check_conninfo, closing, connect
+from replicator.log import configure_logging
+from replicator.settings import Settings, load_settings, target_dsn
+
+
+def open_settings(config: Path | None) -> Settings:
+    """Load the settings and start the logs. Raises ConfigError."""
+    settings = load_settings(config)
+    for key, dsn in (("source.dsn", settings.source.dsn), ("target.dsn", settings.target.dsn)):
+        if dsn is not None:
+            check_conninfo(dsn.get_secret_value(), key)
+    configure_logging(settings.logs, pipeline=settings.pipeline, version=__version__)
+    return settings
+
+
+@contextmanager
+def open_target(settings: Settings) -> Iterator[str]:
+    """Yield the target's connection string; the embedded target runs for as long as the block, if it is the target."""
+    conninfo = target_dsn(settings)
+    if conninfo is not None:
+        yield conninfo
+        return
+    from replicator.embedded import lease
+
+    with lease(settings.data_dir) as embedded:
+        yield embedded
+
+
+@contextmanager
+def open_control(settings: Settings) -> Iterator[Control]:
+    """Yield the control schema for a command that only reads it."""
+    with open_target(settings) as conninfo:
+        timeout_s = settings.source.connect_timeout.total_seconds()
+        with closing(connect(conninfo, side="target", timeout_s=timeout_s, first=True)) as connection:
+            yield Control(connection, settings.target.control_schema, settings.pipeline)
+
+
+@contextmanager
+def open_pair(settings: Settings, access: Access) -> Iterator[tuple[Connection, Connection]]:
+    """Yield a session on the source and one on the target, for a command that looks at both."""
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(access.open(first=True)))
+        conninfo = stack.enter_context(open_target(settings))
+        target = connect(conninfo, side="target", timeout_s=access.connect_timeout_s, first=True)
+        yield source, stack.enter_context(closing(target))

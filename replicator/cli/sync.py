@@ -1,0 +1,102 @@
+"""The command `sync`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from replicator.cli.output import describe_error, print_error, print_json, print_table, shows_progress
+from replicator.cli.session import open_settings, open_target
+from replicator.pipeline import RunResult, sync
+from replicator.run import ProgressHook
+
+_COLUMNS = ("table", "status", "load", "strategy", "read", "inserted", "updated", "unchanged", "deleted", "seconds")
+
+
+def run_sync(
+    config: Path | None, tables: Sequence[str], *, full: bool, jobs: int | None, triggered_by: str, as_json: bool
+) -> int:
+    """Run the sync and print what it did; return the exit code."""
+    settings = open_settings(config)
+    with open_target(settings) as conninfo, stop_on_signal() as stop:
+        with progress_bar() as progress:
+            result = sync(
+                settings,
+                conninfo,
+                tables=tables,
+                full=full,
+                jobs=jobs,
+                triggered_by=triggered_by,
+                progress=progress,
+                stop=stop,
+            )
+        _print_result(result, as_json=as_json)
+    return result.exit_code
+
+
+def _print_result(result: RunResult, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "execution_id": result.execution_id,
+                "status": result.status,
+                "tables": result.rows,
+                "errors": {table: describe_error(error) | {"table": table} for table, error in result.errors.items()},
+            }
+        )
+    else:
+        print_table(_COLUMNS, [_row(row) for row in result.rows], right=_COLUMNS[4:])
+    for error in result.errors.values():
+        print_error(error)
+
+
+def _row(row: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        row["table_name"],
+        row["status"],
+        row["load_type"],
+        row["strategy"],
+        row["rows_extracted"],
+        row["rows_inserted"],
+        row["rows_updated"],
+        row["rows_unchanged"],
+        row["rows_deleted"],
+        f"{row['duration_seconds'] or 0:.2f}",
+    )
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress_bar() -> Iterator[ProgressHook | None]:
+    """Yield a hook that moves a bar on the terminal; None where there is no terminal."""
+    if not shows_progress():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tables", total=None)
+        yield lambda _table, done, total: bar.update(task, completed=done, total=total)

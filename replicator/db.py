@@ -1,0 +1,309 @@
+"""Connections: opened with patience, their session pinned and read back; PostgreSQL's errors in our words."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import dict_row
+
+from replicator.errors import (
+    ConfigError,
+    DataRefused,
+    OperatorError,
+    PassingError,
+    PreflightError,
+    ReplicatorError,
+    SafetyStop,
+)
+from replicator.statement import statement
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+# Everything that changes how a value is written or read as text, or ends a long read. A database or role may set any of
+# these: extra_float_digits = 0 turns 0.30000000000000004 into 0.3, array_nulls = off turns {NULL} into {"NULL"}.
+PINNED = {
+    "client_encoding": "UTF8",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "TimeZone": "UTC",
+    "search_path": "",
+    "lc_monetary": "C",
+    "xmloption": "content",
+    "array_nulls": "on",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "jit": "off",
+}
+
+_PASSING_CLASSES = ("08", "53")
+_PASSING_STATES = {"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "25P03", "55P03"}
+_REFUSED_CLASSES = ("22", "23", "44")
+_FATAL_BUT_PASSING = re.compile(r"starting up|shutting down|recovery|too many|connection slots", re.IGNORECASE)
+_NEVER_ANSWERS = re.compile(r"could not translate host name|invalid|does not exist|No such file", re.IGNORECASE)
+_RETRY_PAUSE_S = 0.2
+# A walsender knows the simple protocol only (PostgreSQL documentation, 55.4): values are merged into the statement on
+# this side, and nothing is prepared.
+_REPLICATION: dict[str, Any] = {
+    "replication": "database",
+    "cursor_factory": psycopg.ClientCursor,
+    "prepare_threshold": None,
+}
+
+# A peer that went away without a word is noticed within two minutes, not in the two hours that Linux takes; the
+# connection string may say otherwise.
+_KEEPALIVE = {"keepalives_idle": "60", "keepalives_interval": "10", "keepalives_count": "6"}
+
+
+def check_conninfo(conninfo: str, key: str) -> None:
+    """Raise ConfigError, which does not repeat it, if libpq could not read the connection string."""
+    try:
+        conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        raise ConfigError(
+            f"{key} is not a connection string",
+            why="libpq could not read it",
+            mend=f'write {key} = "postgresql://user@host:5432/database" or "host=... dbname=..."',
+        ) from None
+
+
+def connect(
+    conninfo: str, *, side: str, timeout_s: float = 10.0, first: bool = False, replication: bool = False
+) -> Connection:
+    """Open an autocommit connection with a pinned session; one for `replication` speaks to a walsender.
+
+    `side` (source or target) is for messages. Refused or silent servers are asked again until `timeout_s` is over; a
+    server that says no (password, database, pg_hba.conf) is not. Raises PreflightError for a `first` connection,
+    PassingError for a later one that only did not answer, OperatorError for a later one that was refused.
+    """
+    deadline = time.monotonic() + timeout_s
+    conninfo = make_conninfo(conninfo, **{k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)})
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            connection = psycopg.connect(
+                conninfo,
+                autocommit=True,
+                row_factory=dict_row,
+                connect_timeout=max(2, int(left_s)),
+                client_encoding="UTF8",
+                application_name="replicator",
+                **(_REPLICATION if replication else {}),
+            )
+        except psycopg.OperationalError as error:
+            said = str(error)
+            is_final = ("FATAL" in said and not _FATAL_BUT_PASSING.search(said)) or bool(_NEVER_ANSWERS.search(said))
+            if is_final or time.monotonic() + _RETRY_PAUSE_S >= deadline:
+                raise _connect_error(error, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
+            time.sleep(_RETRY_PAUSE_S)
+        else:
+            pin_session(connection)
+            return connection
+
+
+def _connect_error(
+    error: psycopg.OperationalError, side: str, *, is_final: bool, first: bool, timeout_s: float
+) -> ReplicatorError:
+    words = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Multiple")]
+    what = f"no connection to the {side}" if is_final else f"no connection to the {side} within {timeout_s:g} s"
+    family = PreflightError if first else OperatorError if is_final else PassingError
+    return family(
+        what,
+        why=words[0] if words else "the server did not answer",
+        mend=f"check {side}.dsn: psql must be able to connect with the same string",
+        id="no_connection",
+    )
+
+
+def pin_session(connection: Connection) -> None:
+    """Set every setting of PINNED that the server knows, and read it back. Raises OperatorError if one did not take."""
+    names, values = list(PINNED), list(PINNED.values())
+    with connection.cursor() as cursor:
+        rows = cursor.execute(statement("session.pin"), {"names": names, "values": values}).fetchall()
+    wrong = [row["name"] for row in rows if row["now"] != row["wanted"]]
+    if wrong:
+        raise OperatorError(
+            f"the session does not keep {', '.join(wrong)}",
+            why="a pooler or an extension answers SET with something else",
+            mend="connect to PostgreSQL directly, not through a pooler in transaction mode",
+            id="session_not_pinned",
+        )
+
+
+@contextmanager
+def closing(connection: Connection) -> Iterator[Connection]:
+    """Close the connection at the end, without a word when the server is gone already."""
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def is_passing(sqlstate: str | None) -> bool:
+    """Say whether an error with this SQLSTATE passes by itself. None: the connection broke without a word."""
+    return sqlstate is None or sqlstate in _PASSING_STATES or sqlstate[:2] in _PASSING_CLASSES
+
+
+def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> ReplicatorError:
+    """Return our error for one of PostgreSQL's, without its message: messages carry values of rows.
+
+    Kept are SQLSTATE, table, column and constraint.
+    """
+    state, facts = error.sqlstate, error.diag
+    if is_passing(state) and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return _passing(error, side, table)
+    if state == "23505" and facts.schema_name == "pg_catalog":
+        # Two sessions made an object of one name at a time: both looked, neither saw the other's yet.
+        return _passing(error, side, table)
+    where = ", ".join(
+        f"{label} {value}"
+        for label, value in (
+            ("table", facts.table_name),
+            ("column", facts.column_name),
+            ("constraint", facts.constraint_name),
+        )
+        if value
+    )
+    why = f"SQLSTATE {state} ({type(error).__name__})" + (f", {where}" if where else "")
+    if state == "42501":
+        return _not_permitted(error, side, table, why)
+    if state == "25006":
+        return read_only_error(side, why)
+    if side == "target" and state in _FUNCTION_STATES and "function" in (facts.context or ""):
+        return DataRefused(
+            f"a trigger of the target failed for {table}",
+            why=why,
+            sqlstate=state,
+            table=table,
+            id="target_trigger",
+            mend="our sessions have an empty search_path: alter function ... set search_path = ...; "
+            "or alter table ... disable trigger ...",
+        )
+    if state in ("42P01", "3F000"):
+        return PreflightError(
+            f"{table or 'a table'} is missing on the {side}",
+            why=why,
+            id="table_missing",
+            sqlstate=state,
+            table=table,
+            mend="create it, or take it out of the configuration",
+        )
+    if state is not None and state[:2] in _REFUSED_CLASSES:
+        return DataRefused(
+            f"the {side} refused a row of {table}"
+            if side == "target"
+            else f"the {side} could not compute a row of {table}",
+            why=why,
+            sqlstate=state,
+            table=table,
+            id=f"{side}_refused_row",
+            mend=_REFUSAL_HINTS.get(
+                state, "look at the constraint named above; `replicator plan` shows types and columns"
+            ),
+        )
+    return OperatorError(
+        f"the {side} answered with an error" + (f" for {table}" if table else ""),
+        why=why,
+        sqlstate=state,
+        table=table,
+        id=f"{side}_error",
+        mend="the server's log has the whole message at the time of this line",
+    )
+
+
+# What a function that runs inside our statement says: raise_exception, or a name that it does not find.
+_FUNCTION_STATES = frozenset({"P0001", "42P01", "42703", "42704", "42883"})
+
+
+def read_only_error(side: str, why: str) -> PreflightError:
+    """Return the error of a server that takes no writes."""
+    return PreflightError(
+        f"the {side} takes no writes",
+        why=f"{why}: it is a standby, or read-only",
+        mend=f"point {side}.dsn at the primary; psql: select pg_is_in_recovery()",
+        id="read_only",
+        sqlstate="25006",
+    )
+
+
+_REFUSAL_HINTS = {
+    "23505": "a row that only the target has holds the same unique value: change or delete that row in the target",
+    "23503": "sync the referenced table as well, or let the role set session_replication_role",
+    "23502": "drop the NOT NULL of the target's column, or give it a default",
+    "23514": "a CHECK of the target does not hold for the source's rows: relax it",
+    "22001": "widen the target's column: its length is smaller than the source's",
+    "22003": "widen the target's column: its range is smaller than the source's",
+    "21000": "the configured key is not unique in the source: choose another key",
+}
+
+
+def _passing(error: psycopg.Error, side: str, table: str | None) -> PassingError:
+    state = error.sqlstate
+    what = {
+        "40P01": f"a deadlock on the {side}",
+        "40001": f"a serialization failure on the {side}",
+        "23505": f"two sessions made an object of the same name on the {side}",
+        "55P03": f"a lock on {table or 'a table'} was not to be had on the {side}",
+        "53100": f"the disk of the {side} is full",
+        "53200": f"the {side} is out of memory",
+        "53300": f"the {side} has no connection to spare",
+        "53400": f"the {side} met a limit of its configuration",
+    }.get(state or "", f"the connection to the {side} was lost")
+    return PassingError(
+        what,
+        why=f"SQLSTATE {state} ({type(error).__name__})" if state else type(error).__name__,
+        mend=f"it is tried again by itself; if it lasts, look at the {side}'s server log",
+        id="lock_timeout" if state == "55P03" else "connection_lost" if state is None else "passing",
+        sqlstate=state,
+        table=table,
+    )
+
+
+def _not_permitted(error: psycopg.Error, side: str, table: str | None, why: str) -> ReplicatorError:
+    # row_security = off turns a hidden row into this error; the function's name is the same in every language.
+    if error.diag.source_function == "check_enable_rls":
+        return row_security_stop(table or "a table", error.sqlstate)
+    return PreflightError(
+        f"not permitted on the {side}" + (f": {table}" if table else ""),
+        why=why,
+        mend="grant what is missing: sql/source/roles.sql and sql/target/roles.sql have the whole list",
+        id="grant_missing",
+        sqlstate=error.sqlstate,
+        table=table,
+    )
+
+
+def row_security_stop(table: str, sqlstate: str | None = None) -> SafetyStop:
+    """Return the stop for a table whose policies would hide rows from the source role: they would look deleted."""
+    return SafetyStop(
+        f"row security hides rows of {table} from the source role",
+        why="hidden rows would be taken for deleted ones",
+        mend="alter role <source role> bypassrls; or replicate a view that the table's owner defines",
+        id="row_security",
+        sqlstate=sqlstate,
+        table=table,
+    )
+
+
+@contextmanager
+def translated(side: str, table: str | None = None) -> Iterator[None]:
+    """Turn PostgreSQL's errors inside the block into ours."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error, side=side, table=table) from error

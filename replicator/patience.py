@@ -1,0 +1,64 @@
+"""How long a run bears errors that pass by themselves."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from structlog.typing import FilteringBoundLogger
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from replicator.errors import PassingError, ReplicatorError
+
+PASSING_LIMIT_S = 300.0
+
+
+class Patience:
+    """Tries again after passing errors, with jitter, until five minutes of them have brought nothing.
+
+    stop: once it is set, nothing is tried again.
+    """
+
+    def __init__(self, stop: threading.Event, log: FilteringBoundLogger) -> None:
+        self._stop, self._log = stop, log
+        self._failing_since: float | None = None
+
+    def attempts(self) -> Retrying:
+        """Return the loop over attempts, which raises the last passing error when it gives up."""
+        return Retrying(
+            wait=wait_random_exponential(multiplier=0.5, max=20),
+            stop=self._note_failure,
+            retry=retry_if_exception_type(PassingError),
+            sleep=self._sleep,
+            reraise=True,
+            before_sleep=self._log_retry,
+        )
+
+    def renew(self) -> None:
+        """Begin the five minutes anew: something was brought forward."""
+        self._failing_since = None
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether no further attempt will be made after an error now."""
+        since = self._failing_since
+        return self._stop.is_set() or (since is not None and time.monotonic() - since > PASSING_LIMIT_S)
+
+    def _sleep(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+
+    def _note_failure(self, _state: RetryCallState) -> bool:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+        return self.is_over
+
+    def _log_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, ReplicatorError):
+            self._log.warning(
+                "retry_scheduled",
+                attempt=state.attempt_number,
+                error_type=error.id,
+                error_message=error.message,
+                sqlstate=error.sqlstate,
+            )

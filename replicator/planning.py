@@ -1,0 +1,223 @@
+"""What the next sync would do, table by table, found out by reading alone.
+
+Both sessions are read-only: whatever is called from here could not write if it tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from psycopg import sql
+
+from replicator.apply.control import Control, TableRecord
+from replicator.apply.evolve import Evolution
+from replicator.apply.job import Job
+from replicator.apply.target import fit_reading, plan_job_enums, plan_target, write_enum_ddl
+from replicator.apply.types import EnumChange, Resolved
+from replicator.capture.pull import Access, is_standby, observe, since_mark, since_xid, take_snapshot
+from replicator.catalog import find_relations, read_relations
+from replicator.db import Connection, translated
+from replicator.errors import PreflightError, ReplicatorError
+from replicator.inventory import Chosen, take_inventory
+from replicator.preparation import decide_job, prepare_job
+from replicator.reading import Observation, Reading, SnapshotFacts, State
+from replicator.relation import Relation
+from replicator.rights import TargetRights, find_read_gaps
+from replicator.settings import Settings
+from replicator.strategy import FULL, XMIN
+
+# Rows of a heap up to this size are counted: a scan of that many cached bytes takes a fraction of a second.
+COUNTED_HEAP_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a read costs.
+
+    rows, data_bytes: what would travel, None where only the scan itself could tell. scan_bytes: the heap, None for
+    what is no heap.
+    """
+
+    rows: int | None
+    data_bytes: int | None
+    scan_bytes: int | None
+
+
+@dataclass
+class TablePlan:
+    """What would happen to one table, as far as it could be found out; error: what would stop it."""
+
+    table: str
+    chosen: Chosen | None = None
+    relation: Relation | None = None
+    job: Job | None = None
+    reading: Reading | None = None
+    existing: Relation | None = None
+    types: dict[str, Resolved] = field(default_factory=dict)
+    ddl: tuple[str, ...] = ()
+    estimate: Estimate | None = None
+    error: ReplicatorError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The tables in order of their names, those that the source lacks last, and the moment they were looked at."""
+
+    tables: tuple[TablePlan, ...]
+    facts: SnapshotFacts
+    observation: Observation
+
+
+def forbid_writing(connection: Connection) -> None:
+    """Make every transaction of the session read-only from here on."""
+    connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+
+
+def make_plan(settings: Settings, access: Access, source: Connection, target: Connection) -> Plan:
+    """Return the plan of the next sync of every table.
+
+    source, target: sessions outside any transaction. Raises our errors when not even a list of tables can be made.
+    """
+    planner = _Planner(settings, access, source, target)
+    with translated("source"):
+        inventory = take_inventory(source, settings)
+    tables = [planner.plan_table(chosen) for chosen in planner.look_at(inventory.tables)]
+    tables += [TablePlan(table, error=error) for table, error in sorted(inventory.missing.items())]
+    return Plan(tuple(tables), planner.facts, planner.observations[0])
+
+
+class _Planner:
+    """The two sessions, and what is the same for all tables."""
+
+    def __init__(self, settings: Settings, access: Access, source: Connection, target: Connection) -> None:
+        self.access, self.source, self.target = access, source, target
+        with translated("source"):
+            forbid_writing(source)
+            source.execute("SET row_security = off")
+            source.execute(
+                sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{access.lock_timeout_s * 1000:.0f}ms"))
+            )
+            self.on_standby = is_standby(source)
+            early = observe(source, [source.info.backend_pid])
+        snapshot = take_snapshot(access, source, [])
+        # No table was locked, so nothing is read in this snapshot: only its numbers are wanted.
+        snapshot.close()
+        self.facts = snapshot.facts
+        control = Control(target, settings.target.control_schema, settings.pipeline)
+        with translated("target"):
+            forbid_writing(target)
+            is_made = control.exists()
+            control.list_pending()
+            self.records: Mapping[str, TableRecord] = control.read_records() if is_made else {}
+            kept = control.read_observations(self.facts.system_identifier) if is_made else []
+            self.rights = TargetRights(target)
+        self.observations = [snapshot.observation, early, *kept]
+        self.told: set[str] = set()
+
+    def look_at(self, tables: Sequence[Chosen]) -> Sequence[Chosen]:
+        """Read the catalog of all tables at once, and return them."""
+        with translated("source"):
+            self.found = find_relations(self.source, [(chosen.schema, chosen.name) for chosen in tables])
+            self.relations = read_relations(self.source, self.found.values())
+            self.gaps = find_read_gaps(self.source, self.found.values())
+        return tables
+
+    def plan_table(self, chosen: Chosen) -> TablePlan:
+        """Return one table's plan; what stops it becomes its error."""
+        plan = TablePlan(chosen.table, chosen)
+        try:
+            with translated("source", chosen.table):
+                job = self._prepare(plan, chosen)
+            with translated("target", chosen.table):
+                self._fit_target(plan, job)
+            with translated("source", chosen.table):
+                plan.estimate = self._estimate(job, plan.reading)
+        except ReplicatorError as error:
+            plan.error = error
+        return plan
+
+    def _prepare(self, plan: TablePlan, chosen: Chosen) -> Job:
+        oid = self.found.get((chosen.schema, chosen.name))
+        if oid is None or oid not in self.relations:
+            raise PreflightError(
+                f"{chosen.table} went away", why="it was there a moment ago", id="table_missing", table=chosen.table
+            )
+        plan.relation = self.relations[oid]
+        if oid in self.gaps:
+            raise self.gaps[oid]
+        plan.job = job = prepare_job(
+            self.source,
+            plan.relation,
+            chosen,
+            self.records.get(chosen.table, _unknown(chosen.table)),
+            0,
+            on_standby=self.on_standby,
+            mask_key=self.access.mask_key,
+        )
+        plan.reading = decide_job(job, self.facts, self.observations, full=False)
+        return job
+
+    def _fit_target(self, plan: TablePlan, job: Job) -> None:
+        enums = plan_job_enums(self.target, job)
+        evolution, plan.existing, plan.types = plan_target(self.target, job, enums)
+        assert plan.reading is not None
+        plan.reading = fit_reading(plan.reading, job, evolution)
+        plan.ddl = self._write_ddl(enums, evolution)
+        gap = self.rights.find_table_gap(job.table, job.target, evolution, plan.existing, enums)
+        if gap is not None:
+            raise gap
+
+    def _write_ddl(self, enums: Sequence[EnumChange], evolution: Evolution) -> tuple[str, ...]:
+        """Return the DDL as text; what an earlier table has said already (a schema, an enum) is not said again."""
+        statements = [*write_enum_ddl(self.target, enums), *evolution.before, *evolution.after]
+        texts = [text for ddl in statements if (text := ddl.as_string(self.target)) not in self.told]
+        self.told.update(texts)
+        return tuple(texts)
+
+    def _estimate(self, job: Job, reading: Reading | None) -> Estimate:
+        """Count rows where that is quick, else let the source's planner guess; it refuses what it would not read."""
+        assert reading is not None
+        mapping, relation = job.mapping, job.mapping.relation
+        condition = None if reading.load_type == FULL else _select_changes(job, reading)
+        planned_rows, width_bytes = self._explain(mapping.select_rows(condition))
+        rows: int | None = planned_rows
+        if relation.is_heap and relation.heap_bytes <= COUNTED_HEAP_BYTES:
+            rows = self._count(mapping.select([sql.SQL("count(*) AS rows")], condition))
+        elif condition is not None and reading.strategy == XMIN:
+            # No statistics tell how many rows are young.
+            rows = None
+        data_bytes = None if rows is None else rows * width_bytes
+        return Estimate(rows, data_bytes, relation.heap_bytes if relation.is_heap else None)
+
+    def _count(self, query: sql.Composed) -> int:
+        row = self.source.execute(query).fetchone()
+        return int(row["rows"]) if row else 0
+
+    def _explain(self, query: sql.Composed) -> tuple[int, int]:
+        row = self.source.execute(sql.SQL("EXPLAIN (FORMAT JSON) {}").format(query)).fetchone()
+        assert row is not None
+        top = row["QUERY PLAN"][0]["Plan"]
+        return int(top["Plan Rows"]), int(top["Plan Width"])
+
+
+def _select_changes(job: Job, reading: Reading) -> sql.Composable:
+    if reading.strategy == XMIN:
+        return since_xid(reading)
+    due = since_mark(job.mapping, reading)
+    return due if reading.since_xid is None else sql.SQL("({}) OR ({})").format(due, since_xid(reading))
+
+
+def _unknown(table: str) -> TableRecord:
+    """Return the record of a table that was never synced."""
+    return TableRecord(
+        table=table,
+        target=None,
+        epoch=0,
+        guarantee=None,
+        state=State(),
+        source_oid=None,
+        columns=(),
+        enum_labels={},
+        created_by_us=False,
+    )

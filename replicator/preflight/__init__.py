@@ -1,0 +1,1 @@
+"""The checks before the first row: servers, rights, rules, tables. They read, and nothing else."""

@@ -1,0 +1,156 @@
+"""What a server's catalog says of a relation: plain facts, read by `catalog`, understood everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+TABLE, PARTITIONED, VIEW, MATVIEW, FOREIGN = "r", "p", "v", "m", "f"
+KIND_NAMES = {
+    TABLE: "table",
+    PARTITIONED: "partitioned table",
+    VIEW: "view",
+    MATVIEW: "materialized view",
+    FOREIGN: "foreign table",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """One row of pg_type. kind: typtype. element: 0 unless the type is an array; base: 0 unless it is a domain."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    extension: str | None
+    element: int
+    base: int
+    base_typmod: int
+    labels: tuple[tuple[int, str], ...]
+    binary: bool
+
+    @property
+    def is_builtin(self) -> bool:
+        """Say whether initdb made the type: such OIDs mean the same on every server that has them."""
+        return self.schema == "pg_catalog" and self.oid < 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One row of pg_attribute. `missing` is what rows show that no row version holds."""
+
+    number: int
+    name: str
+    type_oid: int
+    typmod: int
+    not_null: bool
+    generated: str
+    identity: str
+    missing: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A relation whose rows a SELECT on the root returns; `filenode` changes with TRUNCATE and rewrites."""
+
+    oid: int
+    filenode: int
+    kind: str
+    access_method: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A valid, total, immediate-or-deferrable unique index, or any index whose first column is plain.
+
+    columns: names in index order. equality: (schema, operator) of each column, or empty for non-unique indexes.
+    """
+
+    columns: tuple[str, ...]
+    unique: bool
+    primary: bool
+    replica_identity: bool
+    deferrable: bool
+    equality: tuple[tuple[str, str], ...]
+    name: str
+    definition: str
+    covers_all: bool
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A table, partitioned table, view, materialized view or foreign table as it stood at one moment."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    columns: tuple[Column, ...]
+    indexes: tuple[Index, ...]
+    members: tuple[Member, ...]
+    types: dict[int, Type]
+    heap_bytes: int
+    estimated_rows: int
+    row_security: bool
+    definition: str | None
+    persistence: str
+
+    @cached_property
+    def by_name(self) -> dict[str, Column]:
+        """Return the columns by name."""
+        return {column.name: column for column in self.columns}
+
+    @cached_property
+    def identity_index(self) -> Index | None:
+        """Return the primary key, else the replica identity index; None where neither can serve as a key."""
+        unique = [index for index in self.indexes if index.unique and index.covers_all]
+        for wanted in ("primary", "replica_identity"):
+            for index in unique:
+                if getattr(index, wanted):
+                    return index
+        return None
+
+    @property
+    def has_children(self) -> bool:
+        """Say whether this is an inheritance parent: its SELECT returns rows its key knows nothing of."""
+        return self.kind == TABLE and len(self.members) > 1
+
+    @property
+    def is_heap(self) -> bool:
+        """Say whether every row lives in a heap, so that `xmin` tells when it was written."""
+        if self.kind not in (TABLE, PARTITIONED):
+            return False
+        leaves = [member for member in self.members if member.kind != PARTITIONED]
+        return all(member.kind == TABLE and member.access_method == "heap" for member in leaves)
+
+    def find_base(self, column: Column) -> tuple[int, int]:
+        """Return (type OID, typmod) of a column, of the base type where its own is a domain."""
+        oid, typmod = column.type_oid, column.typmod
+        while (found := self.types.get(oid)) is not None and found.base:
+            oid, typmod = found.base, found.base_typmod
+        return oid, typmod
+
+    def index_on(self, column: str) -> Index | None:
+        """Return an index that starts with the column, if there is one."""
+        return next((index for index in self.indexes if index.columns[:1] == (column,)), None)
+
+    def fingerprint(self, rules: str) -> str:
+        """Return a hash of all that can change a row's output without a new row version.
+
+        ADD COLUMN ... DEFAULT, ALTER TYPE ... RENAME VALUE, ATTACH PARTITION, INHERIT, a table swapped in by rename,
+        TRUNCATE, a rewriting ALTER, another view definition, other rules: each changes it. `rules` is the compiled
+        SELECT, so a rule that ends in the same SQL is the same rule.
+        """
+        facts = {
+            "kind": self.kind,
+            "oid": self.oid,
+            "members": sorted((m.oid, m.filenode, m.kind) for m in self.members),
+            "columns": [(c.number, c.name, c.type_oid, c.typmod, c.missing) for c in self.columns],
+            "types": sorted((t.oid, t.name, t.kind, t.base, t.element, t.labels) for t in self.types.values()),
+            "definition": self.definition,
+            "rules": rules,
+        }
+        return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,126 @@
+"""What one run knows: its configuration, its claims on tables, and how each table ended."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+
+import psycopg
+
+from replicator.apply.control import Control, TableRecord
+from replicator.db import Connection, closing, connect
+from replicator.errors import ReplicatorError
+from replicator.log import get_logger
+from replicator.preparation import open_access
+from replicator.reading import Observation
+from replicator.settings import Settings
+
+ProgressHook = Callable[[str, int, int], None]
+
+
+def _no_progress(table: str, done: int, total: int) -> None:
+    pass
+
+
+class Run:
+    """The state of one run, shared by its rounds and their workers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        target_conninfo: str,
+        *,
+        full: bool,
+        jobs: int,
+        progress: ProgressHook | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.settings, self.target_conninfo = settings, target_conninfo
+        self.full, self.jobs, self.progress = full, jobs, progress or _no_progress
+        self.stop = stop or threading.Event()
+        self.execution_id = uuid.uuid4()
+        self.access = open_access(settings)
+        self.watcher: Connection
+        self.records: dict[str, TableRecord] = {}
+        self.batch_ids: dict[str, int] = {}
+        self.errors: dict[str, ReplicatorError] = {}
+        self.started: dict[str, datetime] = {}
+        self.attempts: dict[str, int] = {}
+        self.strategies: dict[str, str] = {}
+        self.early: list[Observation] = []
+        self.reached: set[str] = set()
+        self.log = get_logger().bind(run_id=str(self.execution_id))
+
+    @contextmanager
+    def open_control(self) -> Iterator[Control]:
+        """Yield the control schema on a connection of its own: its session holds the run's locks."""
+        first = "target" not in self.reached
+        connection = connect(self.target_conninfo, side="target", timeout_s=self.timeout_s, first=first)
+        self.reached.add("target")
+        with closing(connection):
+            yield Control(connection, self.settings.target.control_schema, self.settings.pipeline)
+
+    def open_watcher(self) -> None:
+        """Connect the watcher to the source."""
+        self.watcher = self.access.open(first="source" not in self.reached)
+        self.reached.add("source")
+
+    @property
+    def timeout_s(self) -> float:
+        """Return how long a connection may take."""
+        return self.settings.source.connect_timeout.total_seconds()
+
+    @property
+    def lock_wait_s(self) -> float:
+        """Return how long a lock is waited for."""
+        return self.settings.lock_wait.total_seconds()
+
+    def close_watcher(self) -> None:
+        """End the watcher's session, whichever it is by now."""
+        if "source" in self.reached:
+            self.watcher.close()
+
+    def claim(self, control: Control, names: Sequence[str], triggered_by: str) -> None:
+        """Raise the tables' epochs, close what dead runs left, and commit a running row for each table.
+
+        Doing it again, after a COMMIT without an answer, keeps the rows that are there. Raises LockHeldError when a
+        session of an earlier run still works on a table.
+        """
+        with control.waiting(self.lock_wait_s), control.connection.transaction():
+            self.records = control.claim_tables(names)
+            control.close_dead_runs(self.execution_id)
+            rows = control.read_batches(self.execution_id)
+            mine = {row["table_name"]: row["batch_id"] for row in rows if row["status"] == "running"}
+            new = [name for name in names if name not in mine]
+            self.batch_ids = mine | control.start_batches(
+                self.execution_id, new, path="sync", triggered_by=triggered_by
+            )
+
+    def claim_again(self, control: Control, names: Sequence[str]) -> None:
+        """Raise the tables' epochs once more, so that sessions of ours that were lost cannot write any longer."""
+        with control.waiting(self.lock_wait_s):
+            self.records.update(control.claim_tables(names))
+
+    def fail(self, table: str, error: ReplicatorError) -> None:
+        """Record a table's failure, in a transaction of its own, and log it once."""
+        self.errors[table] = error
+        self.log.error(
+            "table_failed",
+            table=table,
+            path="sync",
+            error_type=error.id,
+            error_message=error.message,
+            sqlstate=error.sqlstate,
+        )
+        # A connection of its own: the one that failed may be in an aborted transaction, or gone.
+        with suppress(ReplicatorError, psycopg.Error), self.open_control() as control:
+            control.fail_batch(
+                self.batch_ids[table],
+                error,
+                started_at=self.started.get(table),
+                attempts=self.attempts.get(table, 1),
+                strategy=self.strategies.get(table),
+            )

@@ -1,0 +1,125 @@
+"""Which strategy reads a table, and why. Pure: decided from the catalog and the configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from replicator.batch import DUE_MARK
+from replicator.errors import ConfigError
+from replicator.relation import KIND_NAMES, MATVIEW, PARTITIONED, TABLE, Relation
+from replicator.rules import Mapping
+from replicator.table_setting import TableSettings
+
+XMIN, WATERMARK, FULL = "xmin", "watermark", "full"
+EXACT, BOUNDED = "exact", "bounded"
+_TIMESTAMPTZ = "timestamptz"
+_WATERMARK_TYPES = frozenset({_TIMESTAMPTZ, "timestamp", "date"})
+# A timestamp without zone may be anybody's local time: up to 14 hours ahead of UTC, 12 behind, and a DST hour.
+_ZONELESS_SLACK = timedelta(hours=26)
+_SLACK = timedelta(seconds=60)
+# PostgreSQL's limit (documentation, appendix K).
+MOST_COLUMNS = 1600
+SMALL_TABLE_ROWS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A strategy, its guarantee, and the reason in one sentence for people."""
+
+    strategy: str
+    guarantee: str
+    reason: str
+
+
+def choose_strategy(mapping: Mapping, table: TableSettings, *, on_standby: bool) -> Choice:
+    """Choose how the table is read incrementally.
+
+    Raises ConfigError when the configured strategy cannot work on this relation.
+    """
+    relation, kind = mapping.relation, KIND_NAMES[mapping.relation.kind]
+    wanted = table.strategy
+    if not mapping.key:
+        if wanted in (XMIN, WATERMARK):
+            raise _cannot(relation, wanted, "it has no usable key")
+        return Choice(FULL, EXACT, "no usable key: compared as a multiset, only the difference is written")
+    if wanted == FULL:
+        return Choice(FULL, EXACT, "configured")
+    if wanted == XMIN:
+        if not reads_by_xmin(relation):
+            raise _cannot(relation, wanted, f"not every row of this {kind} lives in a heap")
+        return Choice(XMIN, EXACT, "configured")
+    if wanted == WATERMARK:
+        problem = _watermark_problem(mapping, on_standby)
+        if problem:
+            raise _cannot(relation, wanted, problem)
+        return Choice(WATERMARK, BOUNDED, "configured")
+    return _choose_automatically(mapping, table, on_standby)
+
+
+def _choose_automatically(mapping: Mapping, table: TableSettings, on_standby: bool) -> Choice:
+    relation, kind = mapping.relation, KIND_NAMES[mapping.relation.kind]
+    problem = _watermark_problem(mapping, on_standby)
+    if reads_by_xmin(relation):
+        if relation.heap_bytes <= table.xmin_scan_limit:
+            return Choice(XMIN, EXACT, "a heap within xmin_scan_limit: every new row version is seen")
+        if problem is None and mapping.watermark and relation.index_on(mapping.watermark.name):
+            return Choice(WATERMARK, BOUNDED, "larger than xmin_scan_limit, and the watermark has an index")
+        return Choice(XMIN, EXACT, "larger than xmin_scan_limit, but without an indexed watermark")
+    if problem is None:
+        return Choice(WATERMARK, BOUNDED, f"a {kind} with a watermark, audited by hashes")
+    return Choice(FULL, EXACT, f"a {kind}: {problem}")
+
+
+def reads_by_xmin(relation: Relation) -> bool:
+    """Say whether `xmin` marks every change: heaps all the way down, and one relation's rows only."""
+    return relation.kind in (TABLE, PARTITIONED) and relation.is_heap and not relation.has_children
+
+
+def audits_by_xmin(mapping: Mapping) -> bool:
+    """Say whether an audit can go by the age of rows: it needs room for one more column in staging, and its name."""
+    names = {output.name for output in mapping.outputs}
+    return reads_by_xmin(mapping.relation) and len(names) < MOST_COLUMNS and DUE_MARK not in names
+
+
+def watermark_slack(mapping: Mapping, table: TableSettings) -> timedelta:
+    """Return how long after its transaction's start a change may still be stamped."""
+    if table.watermark_slack is not None:
+        return table.watermark_slack
+    return _SLACK if watermark_type(mapping) == _TIMESTAMPTZ else _ZONELESS_SLACK
+
+
+def watermark_type(mapping: Mapping) -> str | None:
+    """Return the base type's name of the watermark column, None where there is no watermark."""
+    if mapping.watermark is None:
+        return None
+    types = mapping.relation.types
+    found = types.get(mapping.watermark.type_oid)
+    while found is not None and found.base:
+        found = types.get(found.base)
+    return found.name if found and found.schema == "pg_catalog" else None
+
+
+def audits_every_time(relation: Relation) -> bool:
+    """Say whether the audit belongs to every sync: views, and tables that are read in no time."""
+    if relation.kind not in (TABLE, PARTITIONED, MATVIEW):
+        return True
+    return relation.estimated_rows < SMALL_TABLE_ROWS
+
+
+def _watermark_problem(mapping: Mapping, on_standby: bool) -> str | None:
+    if mapping.watermark is None:
+        return "no watermark is configured"
+    if watermark_type(mapping) not in _WATERMARK_TYPES:
+        return f"{mapping.watermark.name} is not a timestamp or date"
+    if on_standby:
+        return "the source is a standby, whose open transactions cannot be observed"
+    return None
+
+
+def _cannot(relation: Relation, strategy: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{relation.schema}.{relation.name} cannot be read by strategy {strategy}",
+        why=why,
+        mend='set strategy = "auto", or give the table what it needs: `replicator plan` shows what it has',
+    )

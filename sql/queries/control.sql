@@ -1,0 +1,139 @@
+-- The control schema, in the target. psql: \set control replicator
+
+-- name: has_control
+select pg_catalog.to_regclass(:'migration_table') is not null as present;
+
+-- name: migration_version
+select coalesce(max(version), 0) as version from :"control".migration;
+
+-- name: record_migration
+insert into :"control".migration (version, name) values (:'version', :'name');
+
+-- name: lock
+-- key: any text. Held until the session ends; lock_timeout bounds the wait.
+select pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended(:'key', 7264811)) is null as locked;
+
+-- name: try_lock
+-- Answers at once.
+select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(:'key', 7264811)) as locked;
+
+-- name: try_lock_transaction
+-- As try_lock, until the transaction ends.
+select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) as locked;
+
+-- name: close_dead_runs
+-- The run lock is ours, so whoever left these rows is gone.
+update :"control".etl_control
+set status = 'failed', completed_at = clock_timestamp(), error_code = coalesce(error_code, 'interrupted'),
+    duration_seconds = extract(epoch from clock_timestamp() - started_at),
+    error_message = coalesce(error_message, 'the run ended without a word: killed, or its server went away')
+where pipeline = :'pipeline' and status = 'running' and path = any (:'paths'::text[])
+  and execution_id <> :'execution_id'::uuid;
+
+-- name: delete_expired_batches
+delete from :"control".etl_control
+where pipeline = :'pipeline' and table_name = :'table_name' and status <> 'running'
+  and started_at < clock_timestamp() - make_interval(secs => :'keep_seconds'::float8)
+  and batch_id is distinct from (select max(k.batch_id) from :"control".etl_control k
+                   where k.pipeline = :'pipeline' and k.table_name = :'table_name' and k.status = 'success');
+
+-- name: claim_tables
+-- tables: source names. Raises each table's epoch, so that an older run can no longer write.
+insert into :"control".table_state as s (pipeline, table_name, epoch)
+select :'pipeline', t, 1 from unnest(:'tables'::text[]) as t
+on conflict (pipeline, table_name) do update set epoch = s.epoch + 1
+returning s.table_name, s.target_name, s.epoch, s.strategy, s.guarantee, s.fingerprint, s.xid_position::text as xid_position,
+    s.audit_xid_position::text as audit_xid_position, s.watermark_mark, s.system_identifier, s.timeline, s.lsn::text as lsn,
+    s.snapshot_at, s.audited_at, s.verified_through, s.source_oid, s.columns, s.enum_labels, s.created_by_us;
+
+-- name: read_states
+select s.table_name, s.target_name, s.epoch, s.strategy, s.guarantee, s.fingerprint, s.xid_position::text as xid_position,
+    s.audit_xid_position::text as audit_xid_position, s.watermark_mark, s.system_identifier, s.timeline, s.lsn::text as lsn,
+    s.snapshot_at, s.audited_at, s.verified_through, s.source_oid, s.columns, s.enum_labels, s.created_by_us
+from :"control".table_state s
+where s.pipeline = :'pipeline';
+
+-- name: start_batches
+-- tables: source names. One `running` row for each, committed before anything is read.
+insert into :"control".etl_control (execution_id, pipeline, table_name, path, triggered_by, status)
+select :'execution_id'::uuid, :'pipeline', t, :'path', :'triggered_by', 'running' from unnest(:'tables'::text[]) as t
+returning batch_id, table_name;
+
+-- name: fence
+-- First statement of every data transaction: locks the table's own row, and finds no row once a younger run took over.
+select 1 as mine from :"control".table_state
+where pipeline = :'pipeline' and table_name = :'table_name' and epoch = :'epoch' for update;
+
+-- name: save_state
+update :"control".table_state set
+    target_name = :'target_name', strategy = :'strategy', guarantee = :'guarantee', fingerprint = :'fingerprint',
+    xid_position = :'xid_position'::text::xid8, audit_xid_position = :'audit_xid_position'::text::xid8,
+    watermark_mark = :'watermark_mark',
+    system_identifier = :'system_identifier', timeline = :'timeline', lsn = :'lsn'::text::pg_lsn,
+    snapshot_at = :'snapshot_at', audited_at = :'audited_at', verified_through = :'verified_through',
+    source_oid = :'source_oid', columns = :'columns'::text::jsonb, enum_labels = :'enum_labels'::text::jsonb,
+    created_by_us = created_by_us or :'created_by_us'
+where pipeline = :'pipeline' and table_name = :'table_name' and epoch = :'epoch';
+
+-- name: finish_batch
+-- In the transaction of the data.
+update :"control".etl_control set
+    status = 'success', completed_at = clock_timestamp(), started_at = :'started_at',
+    duration_seconds = extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
+    load_type = :'load_type', strategy = :'strategy', guarantee = :'guarantee',
+    watermark_start = :'watermark_start', watermark_end = :'watermark_end',
+    xid_start = :'xid_start'::text::xid8, xid_end = :'xid_end'::text::xid8,
+    lsn_start = :'lsn_start'::text::pg_lsn, lsn_end = :'lsn_end'::text::pg_lsn,
+    rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
+    rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
+    bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb, attempts = :'attempts',
+    error_code = null, error_message = null, error_traceback = null
+where batch_id = :'batch_id';
+
+-- name: fail_batch
+-- In a transaction of its own. A batch that landed stays landed.
+update :"control".etl_control set
+    status = :'status', completed_at = clock_timestamp(), started_at = coalesce(:'started_at'::timestamptz, started_at),
+    duration_seconds = extract(epoch from clock_timestamp() - coalesce(:'started_at'::timestamptz, started_at)),
+    strategy = coalesce(:'strategy', strategy), error_code = :'error_code', error_message = :'error_message',
+    error_traceback = :'error_traceback', attempts = :'attempts'
+where batch_id = :'batch_id' and status = 'running';
+
+-- name: read_batches
+-- Rows of one run, in the order of their tables.
+select * from :"control".etl_control where execution_id = :'execution_id'::uuid order by batch_id;
+
+-- name: history
+-- table_name: null for all. Newest first.
+select * from :"control".etl_control
+where pipeline = :'pipeline' and (:'table_name'::text is null or table_name = :'table_name')
+order by batch_id desc limit :'limit';
+
+-- name: last_batches
+-- The newest batch of each table.
+select distinct on (table_name) * from :"control".etl_control
+where pipeline = :'pipeline' order by table_name, batch_id desc;
+
+-- name: last_successes
+select table_name, max(completed_at) as completed_at from :"control".etl_control
+where pipeline = :'pipeline' and status = 'success' group by table_name;
+
+-- name: record_observation
+insert into :"control".observation (pipeline, system_identifier, observed_at, transactions, prepared)
+values (:'pipeline', :'system_identifier', :'observed_at', :'transactions'::text[], :'prepared')
+on conflict do nothing;
+
+-- name: read_observations
+-- Newest first.
+select observed_at, transactions, prepared from :"control".observation
+where pipeline = :'pipeline' and system_identifier = :'system_identifier'
+order by observed_at desc limit 64;
+
+-- name: delete_old_observations
+delete from :"control".observation
+where pipeline = :'pipeline' and observed_at < (
+    select min(observed_at) from (select observed_at from :"control".observation
+                                  where pipeline = :'pipeline' order by observed_at desc limit 64) as kept);
+
+-- name: forget_table
+delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name' returning table_name;

@@ -1,0 +1,56 @@
+-- Reads of the source besides its catalog. SELECT rights suffice for all of them.
+
+-- name: snapshot_facts
+-- In a REPEATABLE READ transaction: the snapshot's own numbers. pg_control_checkpoint() lags behind a promotion and
+-- pg_current_wal_lsn() fails on a standby, hence the two spellings.
+select pg_catalog.pg_export_snapshot() as exported,
+       pg_catalog.pg_snapshot_xmin(s.snapshot)::text as xmin, pg_catalog.pg_snapshot_xmax(s.snapshot)::text as next_xid,
+       pg_catalog.clock_timestamp() as clock,
+       (select c.system_identifier::text from pg_catalog.pg_control_system() c) as system_identifier,
+       case when s.standby then (select c.timeline_id from pg_catalog.pg_control_checkpoint() c)
+            else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
+       end as timeline,
+       case when s.standby then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_lsn() end::text as lsn,
+       s.standby as is_standby
+from (select pg_catalog.pg_current_snapshot() as snapshot, pg_catalog.pg_is_in_recovery() as standby) as s;
+
+-- name: is_standby
+select pg_catalog.pg_is_in_recovery() as is_standby;
+
+-- name: observe_clock
+-- The three reads of an observation stay three statements: their order is the proof.
+select pg_catalog.clock_timestamp() as observed_at;
+
+-- name: observe_transactions
+-- own: process ids of this run's sessions. Every role may read pg_locks, unlike xact_start of other roles.
+select coalesce(array_agg(l.virtualtransaction), '{}')::text[] as transactions
+from pg_catalog.pg_locks l
+where l.locktype = 'virtualxid' and l.pid <> all (:'own'::int[]);
+
+-- name: observe_prepared
+select count(*)::int as prepared from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database();
+
+-- name: system_identifier
+select c.system_identifier::text as system_identifier from pg_catalog.pg_control_system() c;
+
+-- name: lock_waiters
+-- own: process ids of this run's sessions. Relations for which somebody waits behind them, with those that are in the way.
+-- A view's lock is a lock on its tables too, so the waiters are found by whom they wait for.
+select w.oid, w.blockers
+from (select l.relation::bigint as oid,
+             array(select b from unnest(pg_catalog.pg_blocking_pids(l.pid)) as b where b = any (:'own'::int[])) as blockers
+      from pg_catalog.pg_locks l
+      where not l.granted and l.locktype = 'relation' and l.pid <> all (:'own'::int[])
+        and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+     ) as w
+where w.blockers <> '{}';
+
+-- name: end_sessions
+-- pids: sessions of this role, which every role may end. An idle one gives its locks back in no other way.
+select count(pg_catalog.pg_terminate_backend(p)) as ended from unnest(:'pids'::int[]) as p;
+
+-- name: probe_hashes
+-- Equal answers on two servers allow the fast hashes.
+select pg_catalog.getdatabaseencoding() as encoding,
+       pg_catalog.hashtextextended('replicator' collate "C", 7)::text as text_hash,
+       pg_catalog.hashint8extended(4611686018427387905, 7)::text as integer_hash;

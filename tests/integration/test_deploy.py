@@ -1,0 +1,353 @@
+"""The units, their installer and the files for containers, judged by the tools that read them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from replicator.settings import load_settings, source_dsn
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+UNITS = ("replicator-alert@.service", "replicator-sync.service", "replicator-sync.timer")
+MAX_EXPOSURE = 2.0
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None, check: int | None = 0) -> str:
+    """Run a program and return all that it prints; `check` is the exit code expected (None: any)."""
+    done = subprocess.run(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+        env=os.environ | (env or {}),
+    )  # fmt: skip
+    assert check in (None, done.returncode), f"{command} ended with {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+def find_tool(name: str) -> Path:
+    """Return a program of the development environment, whether or not that is activated."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert found, f"{name} is missing: install the group dev"
+    return Path(found)
+
+
+class Tree:
+    """A directory that stands for a machine's root, and a program where the units look for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.prefix = folder / "root", folder / "prefix"
+        program = self.prefix / "bin" / "replicator"
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+
+    def install(self, *options: str, check: int = 0) -> str:
+        """Run the installer on the tree."""
+        program = DEPLOY / "install-systemd.sh"
+        return run(program, "--prefix", self.prefix, *options, env={"DESTDIR": str(self.root)}, check=check)
+
+    def list(self) -> dict[str, tuple[int, int, str]]:
+        """Return mode, time of change and content of everything in the tree but directories' times."""
+        return {str(path.relative_to(self.root)): describe(path) for path in self.root.rglob("*")}
+
+    def files(self) -> set[str]:
+        """Return the paths of what is no directory."""
+        return {name for name in self.list() if not (self.root / name).is_dir()}
+
+    def unit(self, name: str) -> Path:
+        return self.root / "etc/systemd/system" / name
+
+    @property
+    def config(self) -> Path:
+        return self.root / "etc/replicator/replicator.toml"
+
+
+def describe(path: Path) -> tuple[int, int, str]:
+    facts = path.lstat()
+    if path.is_symlink():
+        return facts.st_mode, 0, str(path.readlink())
+    return (facts.st_mode, 0, "") if path.is_dir() else (facts.st_mode, facts.st_mtime_ns, path.read_text())
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    tree = Tree(tmp_path)
+    tree.install()
+    return tree
+
+
+@pytest.fixture
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Take away the variables that the tests themselves, or whoever runs them, have set for the tool."""
+    for name in [name for name in os.environ if name.startswith("REPLICATOR_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def read_unit(path: Path) -> dict[str, list[str]]:
+    """Return every value of every key, whatever its section."""
+    values: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        if line and line[0] not in "#[":
+            key, _, value = line.partition("=")
+            values.setdefault(key, []).append(value)
+    return values
+
+
+# ------------------------------------------------------------------------------------------------ systemd
+
+
+def test_systemd_finds_nothing_to_say_against_the_units(tree: Tree) -> None:
+    assert run("systemd-analyze", "verify", "--man=no", *map(tree.unit, UNITS)) == ""
+
+
+def test_systemd_would_notice_a_program_that_is_not_there(tree: Tree) -> None:
+    (tree.prefix / "bin" / "replicator").unlink()
+    assert "is not executable" in run("systemd-analyze", "verify", "--man=no", tree.unit(UNITS[1]), check=1)
+
+
+def test_the_nightly_service_is_hardly_exposed(tree: Tree) -> None:
+    command = ("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={MAX_EXPOSURE * 10:.0f}")
+    report = run(*command, tree.unit("replicator-sync.service"))
+    exposure = re.search(r"Overall exposure level for replicator-sync.service: ([0-9.]+)", report)
+    assert exposure is not None, report
+    assert float(exposure[1]) <= MAX_EXPOSURE
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "Europe/Berlin", "America/Sao_Paulo"])
+def test_the_timer_starts_the_sync_at_three_each_night(tree: Tree, timezone: str) -> None:
+    (calendar,) = read_unit(tree.unit("replicator-sync.timer"))["OnCalendar"]
+    base = ("--base-time=2026-10-24 12:00:00", "--iterations=3")
+    report = run("systemd-analyze", "calendar", *base, calendar, env={"TZ": timezone, "LC_ALL": "C"})
+    elapses = re.findall(r"(?:Next elapse|Iter\. #\d): \w+ (\S+ \S+)", report)
+    assert elapses == ["2026-10-25 03:00:00", "2026-10-26 03:00:00", "2026-10-27 03:00:00"]
+
+
+def test_the_timer_is_punctual_and_catches_up_a_missed_night(tree: Tree) -> None:
+    timer = read_unit(tree.unit("replicator-sync.timer"))
+    assert (timer["Persistent"], timer["RandomizedDelaySec"], timer["AccuracySec"]) == (["yes"], ["0"], ["1s"])
+
+
+def test_the_alert_is_started_for_the_service_that_failed(tree: Tree) -> None:
+    assert read_unit(tree.unit("replicator-sync.service"))["OnFailure"] == ["replicator-alert@%n.service"]
+
+
+@pytest.mark.parametrize("has_hook", [True, False])
+def test_the_alert_writes_one_critical_line_and_runs_the_hook(tree: Tree, tmp_path: Path, has_hook: bool) -> None:
+    told = tmp_path / "told"
+    hook = tmp_path / "on-failure"
+    hook.write_text(f'#!/bin/sh\necho "$1" >{told}\n')
+    hook.chmod(0o755 if has_hook else 0o644)
+    env = {"MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "6"}
+    printed = ""
+    for line in read_unit(tree.unit("replicator-alert@.service"))["ExecStart"]:
+        script = re.fullmatch(r"/bin/sh -c '(.*)' sh %i", line)
+        assert script is not None, line
+        text = script[1].replace("$$", "$").replace("%i", "replicator-sync.service")
+        text = text.replace("/etc/replicator/on-failure", str(hook))
+        printed += run("/bin/sh", "-c", text, "sh", "replicator-sync.service", env=env)
+    unit = "replicator-sync.service"
+    assert printed == f"<2>{unit} failed (exit-code, status 6): see journalctl -u {unit}\n"
+    assert (told.read_text() if told.exists() else "") == ("replicator-sync.service\n" if has_hook else "")
+
+
+def test_the_first_configuration_keeps_to_the_directories_the_unit_makes(tree: Tree) -> None:
+    config = tomllib.loads(tree.config.read_text())
+    service = read_unit(tree.unit("replicator-sync.service"))
+    assert [config["data_dir"]] == [f"/var/lib/{name}" for name in service["StateDirectory"]]
+    assert [config["logs"]["dir"]] == [f"/var/log/{name}" for name in service["LogsDirectory"]]
+    assert "REPLICATOR_CONFIG=/etc/replicator/replicator.toml" in service["Environment"]
+
+
+def test_the_first_configuration_is_valid_and_complete(tree: Tree, own_environment: pytest.MonkeyPatch) -> None:
+    settings = load_settings(tree.config)
+    assert source_dsn(settings) == "service=source"
+
+
+# -------------------------------------------------------------------------------------------- the installer
+
+
+def test_installing_puts_each_file_in_its_place(tree: Tree) -> None:
+    system = "etc/systemd/system"
+    assert tree.files() == {
+        "etc/replicator/replicator.toml",
+        "etc/sysusers.d/replicator.conf",
+        f"{system}/timers.target.wants/replicator-sync.timer",
+        *(f"{system}/{unit}" for unit in UNITS),
+    }
+    assert tree.config.stat().st_mode & 0o777 == 0o640
+    assert tree.config.parent.stat().st_mode & 0o777 == 0o750
+    (start,) = read_unit(tree.unit("replicator-sync.service"))["ExecStart"]
+    assert start == f"{tree.prefix}/bin/replicator sync --triggered-by scheduler"
+
+
+def test_installing_twice_gives_the_same_tree(tree: Tree) -> None:
+    before = tree.list()
+    assert tree.install() == ""
+    assert tree.list() == before
+
+
+def test_installing_again_replaces_units_and_keeps_the_configuration(tree: Tree) -> None:
+    tree.config.write_text("pipeline = 'mine'\n")
+    tree.unit("replicator-sync.timer").write_text("of an older release")
+    tree.install()
+    assert tree.config.read_text() == "pipeline = 'mine'\n"
+    assert tree.unit("replicator-sync.timer").read_text() == (DEPLOY / "systemd/replicator-sync.timer").read_text()
+
+
+def test_uninstalling_removes_all_that_was_installed(tree: Tree) -> None:
+    tree.install("--uninstall")
+    assert tree.files() == set()
+    assert not tree.config.parent.exists()
+    tree.install("--uninstall")
+
+
+def test_uninstalling_leaves_what_the_user_wrote(tree: Tree) -> None:
+    tree.config.write_text("pipeline = 'mine'\n")
+    env = tree.config.with_name("env")
+    env.write_text("PGPASSWORD=x\n")
+    tree.install("--uninstall")
+    assert tree.files() == {"etc/replicator/replicator.toml", "etc/replicator/env"}
+
+
+def test_the_user_is_made_without_a_shell(tree: Tree) -> None:
+    definition = tree.root / "etc/sysusers.d/replicator.conf"
+    for _ in range(2):
+        run("systemd-sysusers", f"--root={tree.root}", definition)
+    (entry,) = [line for line in (tree.root / "etc/passwd").read_text().splitlines() if line.startswith("replicator:")]
+    *_, home, shell = entry.split(":")
+    assert (home, Path(shell).name) == ("/var/lib/replicator", "nologin")
+
+
+@pytest.mark.parametrize("options", [["--prefix"], ["--prefix", "relative"], ["--prefix", "/a b"], ["--what"]])
+def test_the_installer_refuses_what_it_does_not_understand(tmp_path: Path, options: list[str]) -> None:
+    root = tmp_path / "root"
+    run(DEPLOY / "install-systemd.sh", *options, env={"DESTDIR": str(root)}, check=2)
+    assert not root.exists()
+
+
+def test_the_scripts_are_clean_for_shellcheck() -> None:
+    assert run(find_tool("shellcheck"), *DEPLOY.rglob("*.sh")) == ""
+
+
+# ----------------------------------------------------------------------------------------------- containers
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return YAML(typ="safe").load(ROOT / "docker-compose.yml")
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    assert run(find_tool("hadolint"), "--no-color", DEPLOY / "Dockerfile") == ""
+
+
+def test_the_image_runs_as_nobody_special_and_knows_its_health() -> None:
+    last_stage = (DEPLOY / "Dockerfile").read_text().rpartition("FROM ")[2]
+    (user,) = re.findall(r"^USER (.+)$", last_stage, re.MULTILINE)
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert re.search(r'^HEALTHCHECK .*CMD \["replicator", "health"\]$', last_stage, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["replicator"\]$', last_stage, re.MULTILINE)
+
+
+def test_every_package_in_the_image_is_pinned_by_hash() -> None:
+    """The project's own wheel is the one install without hashes: it is built from this tree."""
+    text = re.sub(r"\\\n\s*", "", (DEPLOY / "Dockerfile").read_text())
+    installs = re.findall(r"pip (?:install|wheel) ([^&\n]+)", text)
+    assert len(installs) == 2
+    for options in installs:
+        assert "--require-hashes " in options or "--no-deps " in options
+
+
+def test_the_build_context_holds_what_the_dockerfile_copies() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+    copied = {name.rstrip("/") for line in lines for name in line.split()}
+    ignored, *allowed = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+    assert ignored == "*"
+    assert copied == {name[1:] for name in allowed if name.startswith("!")}
+    assert [name for name in sorted(copied) if not (ROOT / name).exists()] == []
+
+
+def test_the_compose_file_follows_the_compose_specification() -> None:
+    schema = ("--builtin-schema", "vendor.compose-spec")
+    run(sys.executable, "-m", "check_jsonschema", *schema, ROOT / "docker-compose.yml")
+
+
+def test_no_service_has_more_rights_than_it_needs(compose: Any) -> None:
+    forbidden = {"privileged", "cap_add", "network_mode", "pid", "ipc", "userns_mode", "devices", "ports"}
+    for service in compose["services"].values():
+        assert forbidden.isdisjoint(service)
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not any("docker.sock" in volume for volume in service["volumes"])
+    nightly = compose["services"]["nightly"]
+    assert (nightly["read_only"], nightly["cap_drop"]) == (True, ["ALL"])
+
+
+def test_every_service_is_an_official_image_or_ours_and_tells_its_health(compose: Any) -> None:
+    for service in compose["services"].values():
+        if "build" in service:
+            assert service["build"] == {"context": ".", "dockerfile": "deploy/Dockerfile"}
+        else:
+            assert service["image"] == "postgres:18"
+            assert service["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+
+
+def test_the_nightly_job_waits_for_both_servers_and_ends_by_itself(compose: Any) -> None:
+    nightly = compose["services"]["nightly"]
+    assert nightly["command"] == ["sync", "--triggered-by", "scheduler"]
+    assert (nightly["profiles"], nightly["restart"]) == (["nightly"], "no")
+    assert nightly["depends_on"] == {side: {"condition": "service_healthy"} for side in ("source", "target")}
+
+
+def test_data_lives_in_named_volumes_and_mounted_files_exist(compose: Any) -> None:
+    named = set()
+    for service in compose["services"].values():
+        for volume in service["volumes"]:
+            origin, target, *mode = volume.split(":")
+            if origin.startswith("."):
+                assert (ROOT / origin).is_file()
+                assert mode == ["ro"]
+            else:
+                named.add(origin)
+                assert target in ("/var/lib/postgresql", "/var/lib/replicator")
+    assert named == set(compose["volumes"])
+
+
+def test_the_nightly_job_needs_no_configuration_file(
+    compose: Any, tmp_path: Path, own_environment: pytest.MonkeyPatch
+) -> None:
+    (in_image,) = re.findall(r"^ENV PATH=\S+ (.+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    environment = dict(part.split("=", 1) for part in in_image.split())
+    environment |= {name: re.sub(r"\$\{.*?\}", "x", value) for name, value in nightly_environment(compose).items()}
+    for name, value in environment.items():
+        own_environment.setenv(name, value)
+    settings = load_settings(cwd=tmp_path)
+    assert source_dsn(settings) == "postgresql://replicator_reader:x@source/app"
+    assert (settings.logs.dir, settings.data_dir) == (None, Path("/var/lib/replicator"))
+
+
+def nightly_environment(compose: Any) -> dict[str, str]:
+    environment: dict[str, str] = compose["services"]["nightly"]["environment"]
+    return environment
+
+
+def test_every_password_comes_from_the_environment_and_is_in_the_example(compose: Any) -> None:
+    asked = set()
+    for service in compose["services"].values():
+        for name, value in service["environment"].items():
+            asked.update(re.findall(r"\$\{(\w+):\?", value))
+            if name.endswith("PASSWORD"):
+                assert re.fullmatch(r"\$\{\w+:\?[^}]*\}", value)
+            if name.endswith("DSN"):
+                assert re.match(r"postgresql://\w+:\$\{\w+:\?[^}]*\}@", value)
+    example = (DEPLOY / "compose/example.env").read_text()
+    assert asked == set(re.findall(r"^(\w+)=$", example, re.MULTILINE))
