@@ -76,6 +76,7 @@ class Figures:
     rows_unchanged: int = 0
     rows_deleted: int = 0
     rows_missed_before: int = 0
+    rows_quarantined: int = 0
     bytes_copied: int = 0
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -88,6 +89,11 @@ class Figures:
         finally:
             spent_s = time.monotonic() - started
             self.phases[name] = round(self.phases.get(name, 0.0) + spent_s, 4)
+
+    def restore(self, before: Figures) -> None:
+        """Take back what was counted since `before` was copied: it was rolled back."""
+        for name, count in before.counts().items():
+            setattr(self, name, count)
 
     def counts(self) -> dict[str, int]:
         """Return the counters by the names of `etl_control`'s columns."""

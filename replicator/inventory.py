@@ -82,13 +82,6 @@ def take_inventory(connection: Connection, settings: Settings, wanted: Sequence[
     _check_targets(tables)
     there = [format_table_name(relation.schema, relation.name) for relation in listed]
     missing = _find_missing(settings, {(t.schema, t.name) for t in tables}, there)
-    if not tables and not missing:
-        raise ConfigError(
-            "the configuration selects no table of the source",
-            why="no table matches its patterns: a typo, a wrong database, or a schema that the role cannot see",
-            mend="replicator check; or correct name under [[tables]]",
-            id="no_tables",
-        )
     if wanted:
         names = {read_table_argument(name) for name in wanted}
         known = {t.table for t in tables} | set(missing)
@@ -105,6 +98,17 @@ def take_inventory(connection: Connection, settings: Settings, wanted: Sequence[
         entry = select_entry(settings.entries, *parse_table_name(name), TABLE)
         kept[name] = float(table_settings(settings, entry).retention_days)
     return Inventory(tuple(tables), missing, kept)
+
+
+def require_tables(inventory: Inventory) -> None:
+    """Raise ConfigError when the configuration selects nothing: a run of no tables would look like a success."""
+    if not inventory.tables and not inventory.missing:
+        raise ConfigError(
+            "the configuration selects no table of the source",
+            why="no table matches its patterns: a typo, a wrong database, or a schema that the role cannot see",
+            mend="replicator check; or correct name under [[tables]]",
+            id="no_tables",
+        )
 
 
 def _in_control_schema(relation: Listed, target: tuple[str, str]) -> ConfigError:

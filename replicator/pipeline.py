@@ -24,7 +24,7 @@ from replicator.errors import (
     UsageError,
     choose_exit_code,
 )
-from replicator.inventory import Chosen, Inventory, name_expected, take_inventory
+from replicator.inventory import Chosen, Inventory, name_expected, require_tables, take_inventory
 from replicator.patience import Patience
 from replicator.round import Round, gave_way
 from replicator.run import ProgressHook, Run
@@ -121,6 +121,7 @@ class _Pipeline:
                 run.open_watcher()
                 with translated("source"):
                     inventory = take_inventory(run.watcher, run.settings, tables)
+                require_tables(inventory)
             except ReplicatorError as error:
                 if not isinstance(error, PassingError) or self.patience.is_over:
                     self._record_unread(control, tables, error, triggered_by)

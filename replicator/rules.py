@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -192,6 +192,42 @@ def _hashed(value: sql.Composable) -> sql.Composable:
         "CASE WHEN {value} IS NOT NULL THEN encode(sha256(decode(current_setting({key}), 'hex')"
         " || convert_to(format('%s', {value}), 'UTF8')), 'hex') END"
     ).format(value=value, key=sql.Literal(MASK_KEY_SETTING))
+
+
+CellRule = Callable[[bytes], bytes | None]
+
+
+def compile_cell_rule(
+    output: Output, relation: Relation, table: TableSettings, mask_key: bytes | None
+) -> CellRule | None:
+    """Return what the output's expression does to a cell's text in UTF-8, NULL staying NULL; None: nothing.
+
+    The same rule as the SQL, for cells that reach the target by the stream; a mask that is an SQL expression has none.
+    """
+    mask = table.mask.get(output.source.name)
+    if mask == "null":
+        return lambda _cell: None
+    if mask == "hash":
+        secret = mask_key or b""
+        return lambda cell: hashlib.sha256(secret + cell).hexdigest().encode()
+    base = _base_type(relation, output.source.type_oid)
+    if base is None:
+        return None
+    if table.nan_to_null and base.schema == "pg_catalog" and base.name in _NAN_TYPES:
+        return lambda cell: None if cell == b"NaN" else cell
+    if table.null_values and base.name in _TEXT_TYPES:
+        nulls = frozenset(text.encode() for text in table.null_values)
+        if base.name == "bpchar":
+            # Its cast to text, which the SQL compares, drops trailing blanks.
+            return lambda cell: None if cell.rstrip(b" ") in nulls else cell
+        return lambda cell: None if cell in nulls else cell
+    return None
+
+
+def needs_source(mapping: Mapping, table: TableSettings) -> bool:
+    """Say whether only the source can compute the target's rows: `where`, and masks that are SQL expressions."""
+    masks = expression_masks(table)
+    return mapping.where is not None or any(output.source.name in masks for output in mapping.outputs)
 
 
 def _cleaned(value: sql.Composable, base: Type | None, table: TableSettings) -> sql.Composable:

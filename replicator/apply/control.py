@@ -20,6 +20,7 @@ from replicator.db import Connection
 from replicator.errors import FencedError, LockHeldError, OperatorError, ReplicatorError
 from replicator.position import Lsn
 from replicator.reading import Observation, Reading, SnapshotFacts, State
+from replicator.relation import Relation
 from replicator.statement import name_control_schema, sql_directory, statement
 from replicator.trace import scrub_traceback
 
@@ -88,6 +89,10 @@ class Control:
         with self.waiting(wait_s, name):
             self._execute("lock", key=self.lock_key(name))
 
+    def release_lock(self, name: str) -> None:
+        """Give a lock of this session back."""
+        self._execute("unlock", key=self.lock_key(name))
+
     @contextmanager
     def waiting(self, wait_s: float, name: str = "table") -> Iterator[None]:
         """Bound each wait for a lock in the block. Raises LockHeldError, which calls the lock by its name."""
@@ -115,9 +120,23 @@ class Control:
         """Take a table's lock until the transaction ends; False when another command has it."""
         return bool(_one(self._execute("try_lock_transaction", key=self.lock_key(f"table {table}")))["locked"])
 
-    def close_dead_runs(self, execution_id: UUID) -> int:
-        """Mark the running rows of runs that are gone as failed; call with the run lock held. Return how many."""
-        return self._execute("close_dead_runs", execution_id=str(execution_id), paths=list(RUN_PATHS)).rowcount
+    def wait_for_table(self, table: str) -> None:
+        """Take a table's lock until the transaction ends, once whoever has it is done."""
+        self._execute("lock_transaction", key=self.lock_key(f"table {table}"))
+
+    def save_shape(self, table: str, columns: Sequence[Recorded], relation: Relation) -> None:
+        """Note a table's columns and enum labels as they are copied from now on."""
+        self._execute(
+            "save_shape",
+            table_name=table,
+            source_oid=relation.oid,
+            columns=_write_columns(columns),
+            enum_labels=json.dumps(label_enums(relation)),
+        )
+
+    def close_dead_runs(self, execution_id: UUID, paths: Sequence[str] = RUN_PATHS) -> int:
+        """Mark the running rows of runs that are gone as failed; call with their lock held. Return how many."""
+        return self._execute("close_dead_runs", execution_id=str(execution_id), paths=list(paths)).rowcount
 
     def claim_tables(self, tables: Iterable[str]) -> dict[str, TableRecord]:
         """Raise the tables' epochs to this run's and return what is known of each."""
@@ -182,7 +201,7 @@ class Control:
             audited_at=facts.clock if audited else before.audited_at,
             verified_through=before.verified_through,
             source_oid=source_oid,
-            columns=json.dumps([[c.number, c.source, c.target, c.spelling] for c in columns]),
+            columns=_write_columns(columns),
             enum_labels=json.dumps(enum_labels),
             created_by_us=created,
         )
@@ -267,6 +286,19 @@ class Control:
     def forget(self, table: str) -> bool:
         """Drop what is known of a table; False when nothing was."""
         return self._execute("forget_table", table_name=table).fetchone() is not None
+
+
+def label_enums(relation: Relation) -> dict[str, dict[str, str]]:
+    """Return the labels of the relation's enums, by "schema.name" and the source's OID of the label."""
+    return {
+        f"{t.schema}.{t.name}": {str(oid): label for oid, label in t.labels}
+        for t in relation.types.values()
+        if t.kind == "e"
+    }
+
+
+def _write_columns(columns: Sequence[Recorded]) -> str:
+    return json.dumps([[c.number, c.source, c.target, c.spelling] for c in columns])
 
 
 def _number(migration: Path) -> int:

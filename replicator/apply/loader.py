@@ -7,7 +7,7 @@ first. Where it may, deletes go ahead if a vanished row holds a unique value tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psycopg
 
@@ -19,9 +19,16 @@ from replicator.batch import Figures
 from replicator.db import translate
 
 
-def load_group(session: Session, group: Sequence[Incoming], *, attempts: int) -> list[Figures]:
+def load_group(
+    session: Session,
+    group: Sequence[Incoming],
+    *,
+    attempts: int,
+    also: Callable[[Session, Incoming], None] | None = None,
+) -> list[Figures]:
     """Load tables in one target transaction, parents first; return their figures in order.
 
+    also: what else belongs into the transaction with each table.
     Raises our errors, with nothing of the group changed. A lost answer to COMMIT is the caller's to settle: the
     batch's own row tells whether it landed.
     """
@@ -39,6 +46,8 @@ def load_group(session: Session, group: Sequence[Incoming], *, attempts: int) ->
             for current in loads:
                 current.audit()
                 current.finish()
+                if also is not None:
+                    also(session, current.incoming)
     except psycopg.Error as error:
         raise translate(error, side="target", table=current.job.table) from error
     return [load.figures for load in loads]

@@ -53,12 +53,17 @@ def staging_name(name: str) -> sql.Identifier:
     return sql.Identifier("pg_temp", name)
 
 
-def create_staging(target: Target, name: str, columns: Sequence[str], marks: Sequence[str] = ()) -> sql.Composed:
-    """Return the statement that makes an empty staging table with the target's types; marks: extra boolean columns."""
+def create_staging(
+    target: Target, name: str, columns: Sequence[str], marks: Sequence[str] = (), *, lasting: bool = False
+) -> sql.Composed:
+    """Return the statement that makes an empty staging table with the target's types; marks: extra boolean columns.
+
+    It goes with its transaction, or, lasting, is emptied by it.
+    """
     picked: list[sql.Composable] = [sql.Identifier(column) for column in columns]
     picked += [sql.SQL("false AS {}").format(sql.Identifier(mark)) for mark in marks]
-    return sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA").format(
-        sql.Identifier(name), _list(picked), target.table
+    return sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT {} AS SELECT {} FROM {} WITH NO DATA").format(
+        sql.Identifier(name), sql.SQL("DELETE ROWS" if lasting else "DROP"), _list(picked), target.table
     )
 
 
@@ -118,7 +123,7 @@ def count_missed(target: Target, staging: str, mark: str | None) -> sql.Composed
     ).format(
         staging=staging_name(staging),
         table=target.table,
-        same=_same_key(target, "s"),
+        same=same_key(target, "s"),
         unmarked=unmarked,
         absent=sql.SQL("t.{} IS NULL").format(sql.Identifier(target.key[0])),
         differs=_differs(target, "s"),
@@ -184,7 +189,7 @@ def keep_extra(target: Target, staging: str, kept: str) -> sql.Composed:
         _qualified("t", [*target.key, *target.extra]),
         target.table,
         staging_name(staging),
-        _same_key(target, "s"),
+        same_key(target, "s"),
         _differs(target, "s"),
     )
 
@@ -192,14 +197,14 @@ def keep_extra(target: Target, staging: str, kept: str) -> sql.Composed:
 def delete_kept(target: Target, kept: str) -> sql.Composed:
     """Return the statement that deletes the rows set aside."""
     return sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {}").format(
-        target.table, staging_name(kept), _same_key(target, "s")
+        target.table, staging_name(kept), same_key(target, "s")
     )
 
 
 def insert_kept(target: Target, staging: str, kept: str) -> sql.Composed:
     """Return the statement that puts their new versions in, with the target's own columns carried over."""
     extra = [name for name in target.extra if not (target.soft and name == DELETED_AT)]
-    same = _same_columns(target.key, target.equality, "t", "s")
+    same = same_columns(target.key, target.equality, "t", "s")
     return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s JOIN {} AS t ON {}").format(
         target.table,
         _names([*_column_names(target), *extra]),
@@ -272,12 +277,20 @@ def _live(target: Target) -> sql.Composable:
     return sql.SQL("t.{} IS NULL").format(sql.Identifier(DELETED_AT)) if target.soft else sql.SQL("true")
 
 
-def _same_columns(key: Sequence[str], equality: Sequence[tuple[str, str]], left: str, right: str) -> sql.Composable:
+def same_columns(
+    key: Sequence[str],
+    equality: Sequence[tuple[str, str]],
+    left: str,
+    right: str,
+    *,
+    right_names: Sequence[str] | None = None,
+) -> sql.Composable:
+    """Return the condition that two rows have the same key, by the key index's own operators."""
     pairs = [
         sql.SQL("{} OPERATOR({}.{}) {}").format(
-            sql.Identifier(left, name), sql.Identifier(schema), _operator(operator), sql.Identifier(right, name)
+            sql.Identifier(left, name), sql.Identifier(schema), _operator(operator), sql.Identifier(right, other)
         )
-        for name, (schema, operator) in zip(key, equality, strict=True)
+        for name, other, (schema, operator) in zip(key, right_names or key, equality, strict=True)
     ]
     return sql.SQL(" AND ").join(pairs)
 
@@ -292,19 +305,20 @@ def _operator(name: str) -> sql.SQL:
     return sql.SQL(name)
 
 
-def _same_key(target: Target, alias: str) -> sql.Composable:
-    return _same_columns(target.key, target.equality, "t", alias)
+def same_key(target: Target, alias: str) -> sql.Composable:
+    """Return the condition that a row of the target has the key of another row."""
+    return same_columns(target.key, target.equality, "t", alias)
 
 
 def _absent_from_target(target: Target) -> sql.Composed:
     return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {} AND {})").format(
-        target.table, _same_key(target, "s"), _live(target)
+        target.table, same_key(target, "s"), _live(target)
     )
 
 
 def _vanished(target: Target, keys: str, only: sql.Composable | None) -> sql.Composed:
     condition = sql.SQL("{} AND NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(
-        _live(target), staging_name(keys), _same_key(target, "s")
+        _live(target), staging_name(keys), same_key(target, "s")
     )
     return sql.SQL("{} AND ").format(only) + condition if only is not None else condition
 

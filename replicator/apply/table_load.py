@@ -11,15 +11,12 @@ import psycopg
 from psycopg import sql
 
 from replicator.apply import merge
-from replicator.apply.evolve import Evolution, Recorded
+from replicator.apply.control import label_enums
 from replicator.apply.job import Incoming, Job, Session
-from replicator.apply.merge import Target, TargetColumn
-from replicator.apply.target import fit_reading, plan_target, spell_columns
-from replicator.apply.types import Resolved
-from replicator.batch import Figures, Shape, Totals
+from replicator.apply.target import describe_target, fit_reading, plan_target, record_columns
+from replicator.batch import Figures, Totals
 from replicator.catalog import list_row_changers, read_relation
 from replicator.errors import DataRefused, PassingError, SafetyStop
-from replicator.relation import PARTITIONED, Relation
 from replicator.selection import format_table_name
 from replicator.strategy import FULL
 
@@ -86,55 +83,12 @@ class TableLoad(ABC):
                 raise DataRefused(f"the target of {self.job.table} went away", table=self.job.table)
             self.relation = existing
             self.triggers = () if evolution.creates else list_row_changers(self.session.connection, existing)
-            self.target, self.shape = self._describe(existing, types, evolution)
+            self.target, self.shape = describe_target(
+                self.session.connection, self.job, existing, types, evolution, self.session.digest
+            )
             self.reading = fit_reading(self.reading, self.job, evolution)
             self.audited = self.audited or self.reading.load_type == FULL
-            self.recorded = tuple(
-                Recorded(o.source.number, o.source.name, o.name, types[o.name].spelling)
-                for o in self.job.mapping.outputs
-                if o.name not in evolution.left_out
-            )
-
-    def _describe(self, existing: Relation, types: dict[str, Resolved], evolution: Evolution) -> tuple[Target, Shape]:
-        mapping = self.job.mapping
-        current = spell_columns(self.session.connection, existing)
-        outputs = [
-            output
-            for output in mapping.outputs
-            if output.name not in evolution.left_out and not existing.by_name[output.name].generated
-        ]
-        columns = tuple(
-            TargetColumn(o.name, current[o.name], fixed=existing.by_name[o.name].identity == "a") for o in outputs
-        )
-        written = {output.name for output in mapping.outputs}
-        extra = tuple(c.name for c in existing.columns if c.name not in written and not c.generated)
-        target = Target(
-            existing.schema,
-            existing.name,
-            columns,
-            mapping.key,
-            self._key_equality(existing),
-            extra,
-            self.job.settings.deletes == "soft",
-            existing.kind == PARTITIONED,
-        )
-        casts = {
-            o.name: current[o.name]
-            for o in outputs
-            if current[o.name] != types[o.name].spelling and current[o.name] != "text"
-        }
-        is_binary = all(
-            types[o.name].binary and o.name not in casts and current[o.name] == types[o.name].spelling for o in outputs
-        )
-        return target, Shape(is_binary, {o.name: current[o.name] for o in outputs}, casts, self.session.digest)
-
-    def _key_equality(self, existing: Relation) -> tuple[tuple[str, str], ...]:
-        key = self.job.mapping.key
-        for index in existing.indexes:
-            if index.unique and set(index.columns) == set(key):
-                operators = dict(zip(index.columns, index.equality, strict=True))
-                return tuple(operators[name] for name in key)
-        return tuple(("pg_catalog", "=") for _ in key)
+            self.recorded = record_columns(self.job, types, evolution)
 
     def stage(self) -> None:
         """Bring what may have changed into staging, or straight into a table that is empty."""
@@ -268,11 +222,7 @@ class TableLoad(ABC):
             facts=self.incoming.facts,
             figures=self.figures,
             columns=self.recorded,
-            enum_labels={
-                f"{t.schema}.{t.name}": {str(oid): label for oid, label in t.labels}
-                for t in self.job.mapping.relation.types.values()
-                if t.kind == "e"
-            },
+            enum_labels=label_enums(self.job.mapping.relation),
             source_oid=self.job.mapping.relation.oid,
             created=self.evolution.creates,
             audited=self.audited,

@@ -9,14 +9,17 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from replicator.apply.evolve import Evolution, create_schema, plan_creation, plan_evolution
+from replicator.apply.evolve import Evolution, Recorded, create_schema, plan_creation, plan_evolution
 from replicator.apply.job import Job
+from replicator.apply.merge import Target, TargetColumn
 from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
+from replicator.batch import Shape
 from replicator.catalog import find_missing_schemas, format_types, read_foreign_keys, read_relation
 from replicator.db import Connection
+from replicator.digest import Digest
 from replicator.errors import SafetyStop, SchemaDrift
 from replicator.reading import Reading
-from replicator.relation import Relation
+from replicator.relation import PARTITIONED, Relation
 from replicator.selection import format_table_name
 from replicator.strategy import FULL, WATERMARK, XMIN
 
@@ -122,6 +125,65 @@ def spell_columns(connection: Connection, relation: Relation) -> dict[str, str]:
     """Return how the server spells the type of each column, by name; a domain is spelled as its base type."""
     bases = [relation.find_base(column) for column in relation.columns]
     return dict(zip((column.name for column in relation.columns), format_types(connection, bases), strict=True))
+
+
+def describe_target(
+    connection: Connection,
+    job: Job,
+    existing: Relation,
+    types: dict[str, Resolved],
+    evolution: Evolution,
+    digest: Digest,
+) -> tuple[Target, Shape]:
+    """Return a target table as the merge needs it, and the shape in which its rows must arrive."""
+    mapping = job.mapping
+    current = spell_columns(connection, existing)
+    outputs = [
+        output
+        for output in mapping.outputs
+        if output.name not in evolution.left_out and not existing.by_name[output.name].generated
+    ]
+    columns = tuple(
+        TargetColumn(o.name, current[o.name], fixed=existing.by_name[o.name].identity == "a") for o in outputs
+    )
+    written = {output.name for output in mapping.outputs}
+    extra = tuple(c.name for c in existing.columns if c.name not in written and not c.generated)
+    target = Target(
+        existing.schema,
+        existing.name,
+        columns,
+        mapping.key,
+        _key_equality(existing, mapping.key),
+        extra,
+        job.settings.deletes == "soft",
+        existing.kind == PARTITIONED,
+    )
+    casts = {
+        o.name: current[o.name]
+        for o in outputs
+        if current[o.name] != types[o.name].spelling and current[o.name] != "text"
+    }
+    is_binary = all(
+        types[o.name].binary and o.name not in casts and current[o.name] == types[o.name].spelling for o in outputs
+    )
+    return target, Shape(is_binary, {o.name: current[o.name] for o in outputs}, casts, digest)
+
+
+def _key_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    for index in existing.indexes:
+        if index.unique and set(index.columns) == set(key):
+            operators = dict(zip(index.columns, index.equality, strict=True))
+            return tuple(operators[name] for name in key)
+    return tuple(("pg_catalog", "=") for _ in key)
+
+
+def record_columns(job: Job, types: dict[str, Resolved], evolution: Evolution) -> tuple[Recorded, ...]:
+    """Return the columns as they are copied now, for the next time to compare with."""
+    return tuple(
+        Recorded(o.source.number, o.source.name, o.name, types[o.name].spelling)
+        for o in job.mapping.outputs
+        if o.name not in evolution.left_out
+    )
 
 
 def fit_reading(reading: Reading, job: Job, evolution: Evolution) -> Reading:

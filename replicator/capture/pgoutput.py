@@ -29,24 +29,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from enum import Enum
-from typing import Final, Literal, NamedTuple, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias, cast
 
+from replicator.cell import UNCHANGED, Cell, Cells
 from replicator.errors import StreamError
 from replicator.position import Lsn
 
-
-class Unchanged(Enum):
-    """The type of UNCHANGED."""
-
-    UNCHANGED = "unchanged"
-
-
-UNCHANGED: Final = Unchanged.UNCHANGED
-"""A large value that the update did not touch and the server did not send. It is not NULL."""
-
-Cell: TypeAlias = bytes | Literal[Unchanged.UNCHANGED] | None
-Cells: TypeAlias = tuple[Cell, ...]
 Identity: TypeAlias = Literal["d", "n", "f", "i"]
 
 

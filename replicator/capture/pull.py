@@ -26,7 +26,7 @@ from replicator.rules import MASK_KEY_SETTING, Mapping, Output, name_output
 from replicator.statement import statement
 from replicator.strategy import XMIN, watermark_type
 
-_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ def take_snapshot(access: Access, watcher: Connection, relations: Sequence[tuple
     connection = access.open()
     pid = connection.info.backend_pid
     try:
-        connection.execute(_BEGIN)
-        _set_up_read(connection, access)
+        connection.execute(BEGIN_READ)
+        set_up_read(connection, access)
         failures = _lock(connection, relations)
         observation = observe(watcher, [pid, watcher.info.backend_pid])
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
@@ -124,7 +124,8 @@ def take_snapshot(access: Access, watcher: Connection, relations: Sequence[tuple
     return Snapshot(access, connection, watcher, facts, observation, failures)
 
 
-def _set_up_read(connection: Connection, access: Access) -> None:
+def set_up_read(connection: Connection, access: Access) -> None:
+    """Make a read see all rows or fail, and bound its wait for locks. First in its transaction."""
     connection.execute("SET LOCAL row_security = off")
     connection.execute(
         sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{int(access.lock_timeout_s * 1000)}ms"))
@@ -137,7 +138,7 @@ def _lock(connection: Connection, relations: Sequence[tuple[str, str, str]]) -> 
         return {}
     connection.execute("SAVEPOINT locking")
     try:
-        connection.execute(_lock_statement(lockable))
+        connection.execute(lock_statement(lockable))
     except psycopg.Error as error:
         if connection.closed:
             raise
@@ -155,7 +156,8 @@ def _lock(connection: Connection, relations: Sequence[tuple[str, str, str]]) -> 
     return failures
 
 
-def _lock_statement(relations: Sequence[tuple[str, str]]) -> sql.Composed:
+def lock_statement(relations: Sequence[tuple[str, str]]) -> sql.Composed:
+    """Return the statement that keeps relations (schema, name) from being truncated or rewritten."""
     return sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(
         sql.SQL(", ").join(sql.Identifier(schema, name) for schema, name in relations)
     )
@@ -186,7 +188,7 @@ class Reader:
 
     def _import(self, snapshot: Snapshot) -> None:
         """Enter the snapshot. Raises PassingError when the session that exported it has lost its connection."""
-        self.connection.execute(_BEGIN)
+        self.connection.execute(BEGIN_READ)
         try:
             self.connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot.facts.exported)))
         except (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState) as error:
@@ -197,7 +199,7 @@ class Reader:
                 mend="it is tried again by itself",
                 id="snapshot_gone",
             ) from error
-        _set_up_read(self.connection, snapshot.access)
+        set_up_read(self.connection, snapshot.access)
 
     def try_lock(self, relation: Relation) -> bool:
         """Lock a table until this session ends; False when somebody stands in the way.
@@ -207,7 +209,7 @@ class Reader:
         """
         if relation.kind in (MATVIEW, FOREIGN):
             return True
-        lock = _lock_statement([(relation.schema, relation.name)]) + sql.SQL(" NOWAIT")
+        lock = lock_statement([(relation.schema, relation.name)]) + sql.SQL(" NOWAIT")
         try:
             with translated("source"):
                 self.connection.execute(lock)

@@ -13,6 +13,9 @@ insert into :"control".migration (version, name) values (:'version', :'name');
 -- key: any text. Held until the session ends; lock_timeout bounds the wait.
 select pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended(:'key', 7264811)) is null as locked;
 
+-- name: unlock
+select pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended(:'key', 7264811)) as unlocked;
+
 -- name: try_lock
 -- Answers at once.
 select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(:'key', 7264811)) as locked;
@@ -20,6 +23,15 @@ select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(:'key', 72648
 -- name: try_lock_transaction
 -- As try_lock, until the transaction ends.
 select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) as locked;
+
+-- name: lock_transaction
+-- As try_lock_transaction, but waits; lock_timeout bounds it.
+select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) is null as locked;
+
+-- name: save_shape
+update :"control".table_state set
+    source_oid = :'source_oid', columns = :'columns'::text::jsonb, enum_labels = :'enum_labels'::text::jsonb
+where pipeline = :'pipeline' and table_name = :'table_name';
 
 -- name: close_dead_runs
 -- The run lock is ours, so whoever left these rows is gone.

@@ -11,3 +11,7 @@ where pg_catalog.current_setting(w.name, true) is not null;
 -- name: set_local
 -- name, value: for this transaction only. The way a secret reaches SQL: no literal, so no log line has it.
 select pg_catalog.set_config(:'name', :'value', true) is not null as done;
+
+-- name: set
+-- As set_local, for the whole session.
+select pg_catalog.set_config(:'name', :'value', false) is not null as done;

@@ -347,6 +347,8 @@ def test_another_cluster_than_last_time_would_stop(pair: Pair, make_pair: MakePa
 
 
 def test_a_control_schema_of_a_newer_package_is_left_alone(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key)")
+    pair.grant()
     pair.write_config()
     pair.run("sync")
     pair.target.execute("insert into replicator.migration (version, name) values (9999, 'later')")

@@ -1,0 +1,69 @@
+"""Temporary tables of a session that loads again and again: made once, emptied by every commit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable
+
+from psycopg import sql
+
+from replicator.apply.merge import copy_into, drop_staging, staging_name
+from replicator.apply.stream_merge import empty_staging
+from replicator.db import Connection
+
+_MOST_KEPT = 96
+"""Each commit looks at every temporary table of the session, so a pipeline of hundreds of tables keeps the latest."""
+
+
+class Staging:
+    """The staging tables of one session, by what they are for."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._numbers = itertools.count()
+        self._names: dict[Hashable, str] = {}
+        self._new: list[Hashable] = []
+        self._used: set[Hashable] = set()
+
+    def take(self, purpose: Hashable, create: Callable[[str], sql.Composed]) -> str:
+        """Return an empty staging table for the purpose, made by `create` if there is none yet.
+
+        Call it outside of savepoints: a table made inside one would go with it.
+        """
+        name = self._names.get(purpose)
+        if name is None:
+            name = self.invent_name()
+            self._connection.execute(create(name))
+            self._names[purpose] = name
+            self._new.append(purpose)
+        elif purpose in self._used:
+            self._connection.execute(empty_staging(name))
+        self._used.add(purpose)
+        return name
+
+    def invent_name(self) -> str:
+        """Return a name that no table of this session has had."""
+        return f"replicator_change_{next(self._numbers)}"
+
+    def fill(self, name: str, columns: Iterable[str], pieces: Iterable[bytes]) -> int:
+        """Copy text into a staging table; return the rows."""
+        into = copy_into(staging_name(name), list(columns), binary=False)
+        with self._connection.cursor() as cursor:
+            with cursor.copy(into) as copy:
+                for piece in pieces:
+                    copy.write(piece)
+            return cursor.rowcount
+
+    def settle(self, *, committed: bool) -> None:
+        """Take note that the transaction has ended, and with it every row."""
+        if not committed:
+            for purpose in self._new:
+                self._names.pop(purpose, None)
+        self._new.clear()
+        self._used.clear()
+
+    def trim(self) -> None:
+        """Drop what was not used for longest. Inside a transaction, before its first `take`."""
+        while len(self._names) > _MOST_KEPT:
+            purpose = next(iter(self._names))
+            self._connection.execute(drop_staging(self._names.pop(purpose)))

@@ -1,0 +1,226 @@
+"""The listener's part of the control schema: its epoch and position, the tables it keeps, its rows of `etl_control`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from replicator.batch import Figures
+from replicator.changes import KeyText
+from replicator.db import Connection
+from replicator.errors import FencedError, ReplicatorError
+from replicator.position import Lsn
+from replicator.statement import statement
+from replicator.trace import scrub_traceback
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerState:
+    """Where the stream stands. position: None before the initial copy is complete, and after a gap was found."""
+
+    epoch: int
+    slot_name: str | None
+    system_identifier: str | None
+    timeline: int | None
+    consistent_point: Lsn | None
+    position: Lsn | None
+    fresh_at: datetime | None
+    repair_xid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTable:
+    """A table of the stream. since: commits up to here are in its copy. is_stale: it is to be read again."""
+
+    table: str
+    since: Lsn
+    definition: str
+    is_stale: bool
+
+
+class StreamControl:
+    """The listener's tables of the control schema, on one connection."""
+
+    def __init__(self, connection: Connection, schema: str, pipeline: str, epoch: int = 0) -> None:
+        self.connection, self.schema, self.pipeline, self.epoch = connection, schema, pipeline, epoch
+        self._batches: dict[str, tuple[int, datetime]] = {}
+        self._fresh: dict[str, tuple[int, datetime]] = {}
+
+    def _execute(self, name: str, /, **parameters: Any) -> psycopg.Cursor[Row]:
+        parameters = {"pipeline": self.pipeline, "epoch": self.epoch, **parameters}
+        return self.connection.execute(statement(f"listener.{name}", self.schema), parameters)
+
+    def claim(self) -> ListenerState:
+        """Take the pipeline over from any older listener, and return where it stands."""
+        row = self._execute("claim").fetchone()
+        assert row is not None
+        state = _state(row)
+        self.epoch = state.epoch
+        return state
+
+    def read_state(self) -> ListenerState | None:
+        """Return where the stream stands; None when no listener has ever run."""
+        row = self._execute("read_state").fetchone()
+        return None if row is None else _state(row)
+
+    def read_tables(self) -> dict[str, StreamTable]:
+        """Return the tables of the stream."""
+        rows = self._execute("list_tables").fetchall()
+        return {
+            r["table_name"]: StreamTable(r["table_name"], Lsn.parse(r["since"]), r["definition"], r["is_stale"])
+            for r in rows
+        }
+
+    def begin_copy(self, slot_name: str) -> None:
+        """Note, ahead of making a slot, that no position counts until the copy is complete."""
+        self._check(self._execute("begin_copy", slot_name=slot_name).rowcount)
+
+    def finish_copy(
+        self, position: Lsn, *, system_identifier: str, timeline: int, fresh_at: datetime, repair_xid: int
+    ) -> None:
+        """Note that every table is there as of the slot's consistent point."""
+        done = self._execute(
+            "finish_copy",
+            position=str(position),
+            system_identifier=system_identifier,
+            timeline=timeline,
+            fresh_at=fresh_at,
+            repair_xid=str(repair_xid),
+        )
+        self._check(done.rowcount)
+
+    def fence(self) -> None:
+        """Lock the listener's row. Raises FencedError if a younger listener has taken over."""
+        self._check(len(self._execute("fence").fetchall()))
+
+    def save_position(self, position: Lsn, fresh_at: datetime | None, repair_xid: int | None) -> None:
+        """Write the position, inside the transaction of the data."""
+        saved = self._execute(
+            "save_position",
+            position=str(position),
+            fresh_at=fresh_at,
+            repair_xid=None if repair_xid is None else str(repair_xid),
+        )
+        self._check(saved.rowcount)
+
+    def save_table(self, table: str, since: Lsn, definition: str, *, is_stale: bool = False) -> None:
+        """Make a table part of the stream."""
+        self._execute("save_table", table_name=table, since=str(since), definition=definition, is_stale=is_stale)
+
+    def mark_stale(self, table: str, definition: str, *, is_stale: bool) -> None:
+        """Note that a table is to be read again, or that it was."""
+        self._execute("mark_stale", table_name=table, definition=definition, is_stale=is_stale)
+
+    def drop_table(self, table: str) -> None:
+        """Take a table out of the stream."""
+        self._execute("drop_table", table_name=table)
+
+    def drop_stream(self) -> None:
+        """Forget the stream: its slot is gone for good."""
+        self._execute("drop_stream")
+
+    def lock_is_held(self, key: str) -> bool:
+        """Say whether some session holds an advisory lock of the control schema."""
+        row = self._execute("lock_is_held", key=key).fetchone()
+        return bool(row and row["held"])
+
+    def add_figures(
+        self,
+        execution_id: UUID,
+        table: str,
+        figures: Figures,
+        *,
+        started_at: datetime,
+        lsn: Lsn,
+        fresh_at: datetime | None,
+    ) -> None:
+        """Count a batch in the table's row of this minute."""
+        minute = datetime.now(UTC).replace(second=0, microsecond=0)
+        known = self._fresh.get(table) or self._batches.get(table)
+        parameters = dict(figures.counts(), rows_quarantined=figures.rows_quarantined)
+        if known is not None and known[1] == minute:
+            self._execute(
+                "grow_batch", batch_id=known[0], started_at=started_at, lsn_end=str(lsn), watermark_end=fresh_at,
+                **parameters,
+            )  # fmt: skip
+            return
+        row = self._execute(
+            "add_batch", execution_id=str(execution_id), table_name=table, started_at=started_at, lsn_start=str(lsn),
+            lsn_end=str(lsn), watermark_end=fresh_at, **parameters,
+        ).fetchone()  # fmt: skip
+        assert row is not None
+        self._fresh[table] = (row["batch_id"], minute)
+
+    def settle(self, *, committed: bool) -> None:
+        """Keep the rows of `etl_control` that the transaction made, or drop them with it."""
+        if committed:
+            self._batches.update(self._fresh)
+        self._fresh.clear()
+
+    def record_failure(self, execution_id: UUID, table: str, error: ReplicatorError) -> None:
+        """Record a failure in a transaction of its own; the same one again raises its `attempts`."""
+        self._execute(
+            "record_failure",
+            execution_id=str(execution_id),
+            table_name=table,
+            error_code=error.code,
+            error_message=error.message,
+            error_traceback=scrub_traceback(error),
+        )
+
+    def read_quarantine(self) -> list[Row]:
+        """Return the rows that wait."""
+        return self._execute("read_quarantine").fetchall()
+
+    def quarantine(self, table: str, key: KeyText, lsn: Lsn | None, error: ReplicatorError) -> None:
+        """Put a row aside."""
+        self._execute(
+            "quarantine_row",
+            table_name=table,
+            key=json.dumps(write_key(key)),
+            lsn=None if lsn is None else str(lsn),
+            error_code=error.code,
+            error_message=error.message,
+        )
+
+    def release(self, quarantine_id: int) -> bool:
+        """Take a row out of quarantine; False when it is not there."""
+        return self._execute("release_row", quarantine_id=quarantine_id).fetchone() is not None
+
+    @staticmethod
+    def _check(rows: int) -> None:
+        if not rows:
+            raise FencedError(
+                "a younger listener has taken this pipeline over",
+                why="this one was paused or cut off meanwhile",
+                mend="nothing: the younger one goes on from the last position",
+            )
+
+
+def write_key(key: Sequence[bytes | None]) -> list[str | None]:
+    """Return a key as JSON has it: the text of each cell."""
+    return [None if cell is None else cell.decode() for cell in key]
+
+
+def _state(row: Row) -> ListenerState:
+    def lsn(name: str) -> Lsn | None:
+        return None if row[name] is None else Lsn.parse(row[name])
+
+    return ListenerState(
+        epoch=row["epoch"],
+        slot_name=row["slot_name"],
+        system_identifier=row["system_identifier"],
+        timeline=row["timeline"],
+        consistent_point=lsn("consistent_point"),
+        position=lsn("position"),
+        fresh_at=row["fresh_at"],
+        repair_xid=None if row["repair_xid"] is None else int(row["repair_xid"]),
+    )

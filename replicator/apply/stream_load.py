@@ -1,0 +1,244 @@
+"""The one transaction in which changes of the stream reach the target, with the position that they lead to.
+
+Order inside it: fence, DDL that a new shape asks for, every table's changes, `etl_control`, position, COMMIT. A batch
+that ends inside a transaction of the source leaves it open, so a transaction of any size lands whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import zip_longest
+from uuid import UUID
+
+import psycopg
+
+from replicator.apply.change_load import ChangeLoad, LiveTable, is_unique_violation, make_load
+from replicator.apply.control import Control
+from replicator.apply.job import Job
+from replicator.apply.staging import Staging
+from replicator.apply.stream_control import StreamControl
+from replicator.apply.target import describe_target, order_by_foreign_keys, plan_target, record_columns
+from replicator.batch import Figures
+from replicator.catalog import read_relation
+from replicator.changes import Changes, RowFinder, Segment
+from replicator.db import Connection, translated
+from replicator.digest import Digest
+from replicator.errors import DataRefused
+from replicator.position import Lsn
+
+
+@dataclass
+class Landed:
+    """What a COMMIT brought: the position that may be confirmed, and the figures by table."""
+
+    position: Lsn
+    figures: dict[str, Figures] = field(default_factory=dict)
+
+
+class StreamLoader:
+    """Loads changes of the stream on one connection. replica: triggers and foreign keys do not fire in it."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        control: StreamControl,
+        table_control: Control,
+        finder: RowFinder,
+        execution_id: UUID,
+        *,
+        replica: bool,
+        digest: Digest,
+    ) -> None:
+        self.connection, self.control, self.table_control, self.finder = connection, control, table_control, finder
+        self.execution_id, self.replica, self.digest = execution_id, replica, digest
+        self.staging = Staging(connection)
+        self._shapes: dict[tuple[str, int], Job] = {}
+        self._live: dict[str, LiveTable] = {}
+        self._figures: dict[str, Figures] = {}
+        self._locked: set[str] = set()
+        self._started_at: datetime | None = None
+        self._order: list[str] | None = None
+
+    def introduce(self, job: Job, version: int) -> None:
+        """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread."""
+        self._shapes[job.table, version] = job
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether a transaction waits for its rest."""
+        return self._started_at is not None
+
+    def load(
+        self,
+        changes: Changes,
+        *,
+        repair_xid: int | None = None,
+        extra: Callable[[StreamLoader, Lsn], None] | None = None,
+    ) -> Landed | None:
+        """Bring changes in, and COMMIT unless the last transaction is still open; then return None.
+
+        extra: more to do ahead of the position, in the same transaction. Raises our errors, with nothing changed.
+        """
+        try:
+            self._begin()
+            self._apply(changes)
+            if changes.is_open:
+                return None
+            assert changes.position is not None
+            if extra is not None:
+                extra(self, changes.position)
+            self._finish(changes, changes.position, repair_xid)
+            with translating():
+                self.connection.execute("COMMIT")
+        except BaseException:
+            self.abandon()
+            raise
+        landed = Landed(changes.position, self._figures)
+        self._settle(committed=True)
+        return landed
+
+    def abandon(self) -> None:
+        """Roll back what is open, if anything is."""
+        with suppress(psycopg.Error):
+            if self._started_at is not None and not self.connection.closed:
+                self.connection.execute("ROLLBACK")
+        self._settle(committed=False)
+
+    def _settle(self, *, committed: bool) -> None:
+        self.staging.settle(committed=committed)
+        self.control.settle(committed=committed)
+        if not committed:
+            self._live.clear()
+            self._order = None
+        self._started_at = None
+        self._figures = {}
+        self._locked = set()
+
+    def _begin(self) -> None:
+        if self._started_at is not None:
+            return
+        self._started_at = datetime.now(UTC)
+        with translating():
+            self.connection.execute("BEGIN")
+            self.control.fence()
+            self.staging.trim()
+
+    def _apply(self, changes: Changes) -> None:
+        """Apply the segments in waves: what precedes a table's new shape lands before what follows it."""
+        for wave in zip_longest(*changes.segments.values()):
+            pairs = zip(changes.segments, wave, strict=True)
+            self._apply_wave([(table, segment) for table, segment in pairs if segment is not None])
+
+    def _apply_wave(self, wave: Sequence[tuple[str, Segment]]) -> None:
+        loads = [(table, self._open_load(table, segment)) for table, segment in wave]
+        if self.replica:
+            for table, load in loads:
+                with translating(table):
+                    load.stage()
+                    self._land([load], spare=False)
+            return
+        ordered = self._in_order(loads)
+        for table, load in ordered:
+            with translating(table):
+                load.stage()
+        with translating(ordered[0][0]):
+            self._land([load for _, load in ordered], spare=True)
+
+    def _land(self, loads: list[ChangeLoad], *, spare: bool) -> None:
+        """Write and delete; where rows trade unique values, take them out first and put them in after."""
+        before = [replace(load.figures) for load in loads]
+        try:
+            with self.connection.transaction():
+                self._write_first(loads) if spare else self._remove_first(loads)
+        except psycopg.Error as error:
+            if not is_unique_violation(error):
+                raise
+        else:
+            return
+        for load, counted in zip(loads, before, strict=True):
+            load.figures.restore(counted)
+        with self.connection.transaction():
+            self._remove_first(loads, trades=self.replica)
+
+    @staticmethod
+    def _write_first(loads: list[ChangeLoad]) -> None:
+        for load in loads:
+            load.write()
+        for load in reversed(loads):
+            load.remove(spare=True)
+
+    @staticmethod
+    def _remove_first(loads: list[ChangeLoad], *, trades: bool = False) -> None:
+        for load in reversed(loads):
+            load.remove(spare=False)
+        for load in loads:
+            if trades:
+                load.exchange()
+            else:
+                load.write()
+
+    def _open_load(self, table: str, segment: Segment) -> ChangeLoad:
+        self.lock_table(table)
+        with translating(table):
+            live = self.open_table(table, segment.version)
+        figures = self._figures.setdefault(table, Figures())
+        return make_load(self.connection, self.staging, live, segment, figures, self.finder)
+
+    def lock_table(self, table: str) -> None:
+        """Take the table's lock until the transaction ends: a sync that is at it has to finish first."""
+        if table not in self._locked:
+            with translating(table):
+                self.table_control.wait_for_table(table)
+            self._locked.add(table)
+
+    def open_table(self, table: str, version: int) -> LiveTable:
+        """Return the table in this shape, after the DDL that lets the target take it."""
+        live = self._live.get(table)
+        if live is None or live.version != version:
+            live = self._fit(self._shapes[table, version], version)
+            self._live[table] = live
+            self._order = None
+        return live
+
+    def _fit(self, job: Job, version: int) -> LiveTable:
+        evolution, existing, types = plan_target(self.connection, job)
+        if evolution.before or evolution.after or existing is None:
+            for ddl in (*evolution.before, *evolution.after):
+                self.connection.execute(ddl)
+            existing = read_relation(self.connection, *job.target)
+        if existing is None:
+            raise DataRefused(f"the target of {job.table} went away", table=job.table)
+        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest)
+        self.table_control.save_shape(job.record.table, record_columns(job, types, evolution), job.mapping.relation)
+        return LiveTable(job, version, target)
+
+    def _in_order(self, loads: list[tuple[str, ChangeLoad]]) -> list[tuple[str, ChangeLoad]]:
+        """Return the loads with parents ahead of their children."""
+        if self._order is None or any(table not in self._order for table, _ in loads):
+            jobs = [live.job for live in self._live.values()]
+            groups = order_by_foreign_keys(self.connection, jobs)
+            self._order = [job.table for group in groups for job in group]
+        places = {table: place for place, table in enumerate(self._order)}
+        return sorted(loads, key=lambda pair: places[pair[0]])
+
+    def figures_of(self, table: str) -> Figures:
+        """Return the figures of a table in this transaction."""
+        return self._figures.setdefault(table, Figures())
+
+    def _finish(self, changes: Changes, position: Lsn, repair_xid: int | None) -> None:
+        assert self._started_at is not None
+        with translating():
+            for table, figures in self._figures.items():
+                self.control.add_figures(
+                    self.execution_id, table, figures, started_at=self._started_at, lsn=position,
+                    fresh_at=changes.committed_at,
+                )  # fmt: skip
+            self.control.save_position(position, changes.committed_at, repair_xid)
+
+
+def translating(table: str | None = None) -> AbstractContextManager[None]:
+    """Turn the target's errors inside the block into ours."""
+    return translated("target", table)

@@ -1,0 +1,177 @@
+"""Takes the stream's messages into folded changes, in the columns and under the rules of a table's target.
+
+What the stream cannot tell whole becomes UNKNOWN, and is read again by its key: rows under `where` or an expression
+mask, rows of a shape that lacks a column of the target, unchanged values of which no old version is at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+
+from replicator.capture.pgoutput import Column, Delete, Insert, Relation, Update
+from replicator.cell import UNCHANGED, Cell, Cells
+from replicator.errors import OperatorError, StreamError
+from replicator.fold import Key, KeyedFold, MultisetFold
+from replicator.rules import CellRule
+
+_MISSING = -1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a table's target wants from the stream.
+
+    columns: the source's names of the columns written, in the target's order. rules: by place in columns. key: places
+    of the key, empty without one. from_source: rows are computed by the source alone.
+    """
+
+    table: str
+    version: int
+    columns: tuple[str, ...]
+    rules: dict[int, CellRule]
+    constant: frozenset[int]
+    key: tuple[int, ...]
+    from_source: bool
+
+
+class Intake:
+    """One shape of one table, as a Relation message describes it, on its way into a fold.
+
+    lacking: columns of the target that the shape does not have; its rows are read again by key.
+    """
+
+    def __init__(self, relation: Relation, layout: Layout) -> None:
+        self.layout, self.relation = layout, relation
+        places = {column.name: place for place, column in enumerate(relation.columns)}
+        self._places = tuple(
+            0 if n in layout.constant else places.get(name, _MISSING) for n, name in enumerate(layout.columns)
+        )
+        self.lacking = tuple(
+            name for name, place in zip(layout.columns, self._places, strict=True) if place == _MISSING
+        )
+        self._pick = _picker(self._places)
+        self._rules = sorted(layout.rules.items())
+        self.key_of = _key_picker(layout.key)
+        self.reads_again = bool(layout.from_source or self.lacking)
+        self.is_strict = False
+        if layout.key and any(self._places[place] == _MISSING for place in layout.key):
+            raise _key_missing(layout.table)
+
+    def make_fold(self) -> KeyedFold | MultisetFold:
+        """Return an empty fold of the table's kind."""
+        return KeyedFold(self.key_of) if self.layout.key else MultisetFold()
+
+    def _cells(self, cells: Cells) -> Cells:
+        picked = self._pick(cells)
+        if not self._rules:
+            return picked
+        changed = list(picked)
+        for place, rule in self._rules:
+            cell = changed[place]
+            if isinstance(cell, bytes):
+                changed[place] = rule(cell)
+        return tuple(changed)
+
+    def insert(self, fold: KeyedFold | MultisetFold, message: Insert) -> None:
+        """Take a new row in."""
+        self._check_width(message.new)
+        cells = self._cells(message.new)
+        if self.reads_again and isinstance(fold, KeyedFold):
+            fold.lose(self.key_of(cells))
+        else:
+            fold.insert(cells)
+
+    def update(self, fold: KeyedFold | MultisetFold, message: Update) -> None:
+        """Take a new version of a row in."""
+        self._check_width(message.new)
+        new, old = message.new, message.old
+        if old is not None and UNCHANGED in new:
+            # A key's old value is sent wherever it is large; under REPLICA IDENTITY FULL every old value is.
+            whole = message.old_kind == "O"
+            pairs = zip(new, old, strict=True)
+            new = tuple([o if c is UNCHANGED and (whole or o is not None) else c for c, o in pairs])
+        cells = self._cells(new)
+        if isinstance(fold, MultisetFold):
+            if old is None or message.old_kind != "O":
+                raise identity_lost(self.layout.table)
+            fold.update(self._cells(old), cells)
+            return
+        key = self.key_of(cells)
+        old_key = key if old is None else self.key_of(self._cells(old))
+        if self.reads_again or (self.is_strict and UNCHANGED in cells):
+            if old_key != key:
+                fold.lose(old_key)
+            fold.lose(key)
+        else:
+            fold.update(old_key, cells)
+
+    def delete(self, fold: KeyedFold | MultisetFold, message: Delete) -> None:
+        """Take the end of a row in."""
+        self._check_width(message.old)
+        old = self._cells(message.old)
+        if isinstance(fold, KeyedFold):
+            key = self.key_of(old)
+            if self.reads_again:
+                fold.lose(key)
+            else:
+                fold.delete(key)
+        elif message.old_kind == "O":
+            fold.delete(old)
+        else:
+            raise identity_lost(self.layout.table)
+
+    def _check_width(self, cells: Cells) -> None:
+        if len(cells) != len(self.relation.columns):
+            raise StreamError(
+                f"a row of {self.layout.table} has another width than its table",
+                why=f"{len(cells)} cells for {len(self.relation.columns)} columns",
+                mend="please report this with the server's version",
+                table=self.layout.table,
+            )
+
+
+def _picker(places: Sequence[int]) -> Callable[[Cells], Cells]:
+    if _MISSING in places:
+        return lambda cells: tuple([None if place == _MISSING else cells[place] for place in places])
+    if not places:
+        return lambda _cells: ()
+    if len(places) == 1:
+        (only,) = places
+        return lambda cells: (cells[only],)
+    pick: Callable[[Cells], tuple[Cell, ...]] = itemgetter(*places)
+    return pick
+
+
+def _key_picker(places: Sequence[int]) -> Callable[[Cells], Key]:
+    """Return what takes the key's cells: one cell, or a tuple of several."""
+    return itemgetter(*places) if places else lambda cells: cells
+
+
+def same_shape(one: Sequence[Column], other: Sequence[Column]) -> bool:
+    """Say whether two messages describe the same columns."""
+    return [(c.name, c.type_oid, c.type_modifier) for c in one] == [
+        (c.name, c.type_oid, c.type_modifier) for c in other
+    ]
+
+
+def identity_lost(table: str) -> OperatorError:
+    """Return the error of a table without a key whose old rows the source no longer sends."""
+    return OperatorError(
+        f"{table} has no key, and the source no longer says which row changed",
+        why="its replica identity is not FULL any more",
+        mend=f"alter table {table} replica identity full; then `replicator listen`",
+        id="identity_missing",
+        table=table,
+    )
+
+
+def _key_missing(table: str) -> OperatorError:
+    return OperatorError(
+        f"the publication leaves out a key column of {table}",
+        why="rows are told apart by their key",
+        mend="publish the whole table: alter publication ... set table ... without a column list",
+        id="publication_columns",
+        table=table,
+    )

@@ -1,0 +1,222 @@
+"""The publication on the source: made and kept where the role may, otherwise the SQL for whoever may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from replicator.db import Connection
+from replicator.errors import OperatorError, PreflightError
+from replicator.relation import TABLE, Relation
+from replicator.rules import Mapping
+from replicator.statement import statement
+
+_OURS = "made by replicator"
+_GENERATED_SINCE = 180000
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A table as it is to be published. columns: None for all of them, else in the table's order."""
+
+    schema: str
+    name: str
+    columns: tuple[str, ...] | None
+
+    def as_sql(self) -> sql.Composed:
+        """Return the table as CREATE PUBLICATION has it."""
+        name = sql.SQL("TABLE ") + sql.Identifier(self.schema, self.name)
+        if self.columns is None:
+            return name
+        return name + sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, self.columns)))
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How one heap names its rows in the WAL. kind: d n f i; columns: of the index that does, if one does."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    columns: tuple[str, ...] | None
+
+
+def read_identities(connection: Connection, oids: Sequence[int]) -> dict[int, list[Identity]]:
+    """Return the identities of every heap below each root."""
+    found: dict[int, list[Identity]] = {oid: [] for oid in oids}
+    for row in connection.execute(statement("replication.identities"), {"oids": list(oids)}).fetchall():
+        columns = None if row["columns"] is None else tuple(row["columns"])
+        found[row["root"]].append(Identity(row["oid"], row["schema"], row["name"], row["identity"], columns))
+    return found
+
+
+def check_identity(table: str, mapping: Mapping, identities: Sequence[Identity]) -> None:
+    """Raise PreflightError, with the SQL that mends it, where the stream would not say which row changed.
+
+    Publishing such a table would make the application's own UPDATEs and DELETEs fail.
+    """
+    heaps = {member.oid for member in mapping.relation.members if member.kind == TABLE}
+    key = {output.source.name for output in mapping.key_outputs}
+    for identity in identities:
+        if identity.oid not in heaps or identity.kind == "f":
+            continue
+        if key and identity.columns is not None and key <= set(identity.columns):
+            continue
+        raise PreflightError(
+            f"the stream would not name the changed rows of {table}",
+            why=_why(identity, key),
+            mend=_mend_identity(identity, mapping.relation, key),
+            id="identity_missing",
+            table=table,
+        )
+
+
+def _why(identity: Identity, key: set[str]) -> str:
+    name = sql.Identifier(identity.schema, identity.name).as_string()
+    if not key:
+        return f"it has no key, and the replica identity of {name} is not FULL"
+    if identity.columns is None:
+        return f"{name} has no usable primary key, and its replica identity is not FULL"
+    return f"the replica identity of {name} does not hold the key ({', '.join(sorted(key))})"
+
+
+def _mend_identity(identity: Identity, relation: Relation, key: set[str]) -> str:
+    table = sql.Identifier(identity.schema, identity.name)
+    for index in relation.indexes:
+        fits = index.unique and index.covers_all and not index.deferrable and set(index.columns) == key
+        if fits and identity.oid == relation.oid and not index.primary:
+            return (
+                sql.SQL("alter table {} replica identity using index {}")
+                .format(table, sql.Identifier(index.name))
+                .as_string()
+            )
+    return sql.SQL("alter table {} replica identity full").format(table).as_string()
+
+
+def plan_table(mapping: Mapping, excludes: bool, identities: Sequence[Identity]) -> Published:
+    """Return how a table is to be published: without the columns that the rules leave out, where that is possible.
+
+    REPLICA IDENTITY FULL takes no column list (PostgreSQL documentation, 29.5).
+    """
+    relation = mapping.relation
+    if not excludes or any(identity.kind == "f" for identity in identities):
+        return Published(relation.schema, relation.name, None)
+    needed = {output.source.name for output in mapping.outputs if not output.source.generated}
+    for identity in identities:
+        needed |= set(identity.columns or ())
+    return Published(
+        relation.schema, relation.name, tuple(column.name for column in relation.columns if column.name in needed)
+    )
+
+
+def ensure_publication(connection: Connection, name: str, tables: Sequence[Published], version: int) -> None:
+    """Make the publication, or bring it up to the tables.
+
+    Raises PreflightError with the SQL for the tables' owner where the role may not, and where the publication that is
+    there leaves out operations or rows.
+    """
+    row = connection.execute(statement("replication.publication"), {"publication": name}).fetchone()
+    if row is None:
+        _run(connection, name, _create(name, tables, version))
+        return
+    if not row["publishes_all"]:
+        raise PreflightError(
+            f"publication {name} does not publish every kind of change",
+            why="inserts, updates, deletes and truncates are all needed",
+            mend=_sql("alter publication {} set (publish = 'insert, update, delete, truncate')", name).as_string(),
+            id="publication_partial",
+        )
+    rows = connection.execute(statement("replication.published_tables"), {"publication": name}).fetchall()
+    there = {(r["schema"], r["name"]): r for r in rows}
+    changes: list[sql.Composed] = []
+    for table in tables:
+        found = there.get((table.schema, table.name))
+        if found is None:
+            if not row["all_tables"] and not _is_covered(connection, table, set(there)):
+                changes.append(_sql("alter publication {} add ", name) + table.as_sql())
+        elif found["is_filtered"]:
+            raise PreflightError(
+                f"publication {name} filters rows of {table.schema}.{table.name}",
+                why="rows that it leaves out would look deleted",
+                mend=_exchange_table(name, table).as_string(),
+                id="publication_partial",
+            )
+        elif table.columns is not None and not set(table.columns) <= set(found["columns"] or ()):
+            changes.append(_exchange_table(name, table))
+    if changes:
+        _run(connection, name, changes)
+
+
+def _is_covered(connection: Connection, table: Published, there: set[tuple[str, str]]) -> bool:
+    """Say whether a partitioned table is published by its leaves."""
+    root = sql.Identifier(table.schema, table.name).as_string()
+    rows = connection.execute(statement("replication.leaves"), {"root": root}).fetchall()
+    return bool(rows) and all((row["schema"], row["name"]) in there for row in rows)
+
+
+def _create(name: str, tables: Sequence[Published], version: int) -> list[sql.Composed]:
+    options = [sql.SQL("publish_via_partition_root = true")]
+    if version >= _GENERATED_SINCE:
+        options.append(sql.SQL("publish_generated_columns = stored"))
+    create = sql.SQL("create publication {} for {} with ({})").format(
+        sql.Identifier(name), sql.SQL(", ").join(table.as_sql() for table in tables), sql.SQL(", ").join(options)
+    )
+    return [create, sql.SQL("comment on publication {} is {}").format(sql.Identifier(name), sql.Literal(_OURS))]
+
+
+def _exchange_table(name: str, table: Published) -> sql.Composed:
+    gone = _sql("alter publication {} drop table {}", name, table.schema, table.name)
+    return gone + sql.SQL("; ") + _sql("alter publication {} add ", name) + table.as_sql()
+
+
+def _sql(text: str, name: str, *table: str) -> sql.Composed:
+    names = [sql.Identifier(name), *([sql.Identifier(*table)] if table else [])]
+    return sql.SQL(text).format(*names)  # every text is a literal of this module
+
+
+def _run(connection: Connection, name: str, statements: Sequence[sql.Composed]) -> None:
+    try:
+        with connection.transaction():
+            for one in statements:
+                connection.execute(one)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PreflightError(
+            f"publication {name} is to be made or changed, and the role may not",
+            why="only an owner of the tables may publish them",
+            mend="as their owner: " + "; ".join(one.as_string() for one in statements),
+            id="publication_missing",
+            sqlstate=error.sqlstate,
+        ) from error
+
+
+def drop_publication(connection: Connection, name: str) -> bool:
+    """Drop the publication if this tool made it and the role may; say whether it is gone."""
+    row = connection.execute(statement("replication.publication"), {"publication": name}).fetchone()
+    if row is None:
+        return True
+    if row["comment"] != _OURS:
+        return False
+    try:
+        connection.execute(_sql("drop publication {}", name))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise OperatorError(
+            f"publication {name} stays",
+            why="only its owner may drop it",
+            mend=_sql("drop publication {}", name).as_string(),
+            id="publication_stays",
+            sqlstate=error.sqlstate,
+        ) from error
+    return True
+
+
+def withdraw_table(connection: Connection, name: str, schema: str, table: str) -> None:
+    """Take a table out of the publication, if it is in there and the role may."""
+    with_table = _sql("alter publication {} drop table {}", name, schema, table)
+    try:
+        connection.execute(with_table)
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
+        return

@@ -1,0 +1,56 @@
+"""What travels from the stream's reader to its loader: folded changes, in order, up to a position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from replicator.fold import Fold
+from replicator.position import Lsn
+
+
+@dataclass(slots=True)
+class Segment:
+    """The changes of one table while its shape stayed as it was. version: of the shape; count: of changes folded."""
+
+    version: int
+    fold: Fold
+    count: int = 0
+    data_bytes: int = 0
+
+
+@dataclass
+class Changes:
+    """Folded changes of one or more transactions.
+
+    segments: by table, in order. position: the end of the last transaction that is whole in here, None before any.
+    is_open: the last transaction is not, its rest follows. xids: of the transactions that ended here.
+    """
+
+    segments: dict[str, list[Segment]] = field(default_factory=dict)
+    position: Lsn | None = None
+    committed_at: datetime | None = None
+    transactions: int = 0
+    held_bytes: int = 0
+    is_open: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Say whether nothing is in here that the target must hear of."""
+        return not self.segments and self.position is None
+
+
+KeyText = tuple[bytes | None, ...]
+"""A key as the text of its cells, in key order."""
+
+
+class RowFinder(Protocol):
+    """Reads rows of the source again by their keys."""
+
+    def find_rows(self, table: str, version: int, keys: Sequence[KeyText]) -> Iterator[bytes]:
+        """Yield COPY text of those rows that are there, under the table's rules, in the columns of its target.
+
+        Seen are all transactions that the stream has delivered, and perhaps later ones.
+        """

@@ -1,0 +1,120 @@
+-- The listener's part of the control schema, in the target. psql: \set control replicator
+
+-- name: claim
+-- Raises the listener's epoch, so that an older process can no longer write.
+insert into :"control".listener as l (pipeline, epoch) values (:'pipeline', 1)
+on conflict (pipeline) do update set epoch = l.epoch + 1
+returning epoch, slot_name, system_identifier, timeline, consistent_point::text as consistent_point, position::text as position,
+    fresh_at, repair_xid::text as repair_xid;
+
+-- name: read_state
+select epoch, slot_name, system_identifier, timeline, consistent_point::text as consistent_point, position::text as position,
+    fresh_at, repair_xid::text as repair_xid
+from :"control".listener where pipeline = :'pipeline';
+
+-- name: begin_copy
+-- Ahead of the slot: after a crash the next command knows that the slot is of no use. position null = not copied yet.
+update :"control".listener set slot_name = :'slot_name', position = null, consistent_point = null
+where pipeline = :'pipeline' and epoch = :'epoch';
+
+-- name: begin_repair
+-- Ahead of a new slot that closes a gap: the position is void from here on, and repair_xid stays.
+update :"control".listener set slot_name = :'slot_name', position = null, consistent_point = null
+where pipeline = :'pipeline' and epoch = :'epoch';
+
+-- name: finish_copy
+-- Every table has been copied at the slot's consistent point.
+update :"control".listener set
+    position = :'position'::text::pg_lsn, consistent_point = :'position'::text::pg_lsn,
+    system_identifier = :'system_identifier', timeline = :'timeline', fresh_at = :'fresh_at',
+    repair_xid = :'repair_xid'::text::xid8
+where pipeline = :'pipeline' and epoch = :'epoch';
+
+-- name: fence
+-- First statement of every transaction that carries changes; finds no row once a younger listener took over.
+select 1 as mine from :"control".listener where pipeline = :'pipeline' and epoch = :'epoch' for update;
+
+-- name: save_position
+-- In the transaction of the data. repair_xid: null keeps what is there.
+update :"control".listener set
+    position = :'position'::text::pg_lsn, fresh_at = greatest(fresh_at, :'fresh_at'::timestamptz),
+    repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid)
+where pipeline = :'pipeline' and epoch = :'epoch';
+
+-- name: list_tables
+select table_name, since::text as since, definition, is_stale from :"control".stream_table where pipeline = :'pipeline';
+
+-- name: save_table
+insert into :"control".stream_table as t (pipeline, table_name, since, definition, is_stale)
+values (:'pipeline', :'table_name', :'since'::text::pg_lsn, :'definition', :'is_stale')
+on conflict (pipeline, table_name)
+do update set since = excluded.since, definition = excluded.definition, is_stale = excluded.is_stale;
+
+-- name: mark_stale
+update :"control".stream_table set is_stale = :'is_stale', definition = :'definition'
+where pipeline = :'pipeline' and table_name = :'table_name';
+
+-- name: drop_table
+delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name';
+
+-- name: drop_stream
+-- The slot is gone for good: nothing of the stream is left, tables are the nightly sync's again.
+with gone as (delete from :"control".stream_table where pipeline = :'pipeline')
+update :"control".listener set slot_name = null, position = null, consistent_point = null, repair_xid = null
+where pipeline = :'pipeline';
+
+-- name: add_batch
+-- One row for each table and minute; batch_id null = a new row.
+insert into :"control".etl_control (execution_id, pipeline, table_name, path, load_type, strategy, guarantee, triggered_by, status,
+    started_at, completed_at, duration_seconds, lsn_start, lsn_end, watermark_end,
+    rows_extracted, rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_quarantined, rows_missed_before, bytes_copied)
+values (:'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 'stream', 'exact', 'listener', 'success',
+    :'started_at', clock_timestamp(), extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
+    :'lsn_start'::text::pg_lsn, :'lsn_end'::text::pg_lsn, :'watermark_end',
+    :'rows_extracted', :'rows_inserted', :'rows_updated', :'rows_unchanged', :'rows_deleted', :'rows_quarantined',
+    :'rows_missed_before', :'bytes_copied')
+returning batch_id;
+
+-- name: grow_batch
+update :"control".etl_control set
+    completed_at = clock_timestamp(), duration_seconds = duration_seconds + extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
+    lsn_end = :'lsn_end'::text::pg_lsn, watermark_end = :'watermark_end',
+    rows_extracted = rows_extracted + :'rows_extracted', rows_inserted = rows_inserted + :'rows_inserted',
+    rows_updated = rows_updated + :'rows_updated', rows_unchanged = rows_unchanged + :'rows_unchanged',
+    rows_deleted = rows_deleted + :'rows_deleted', rows_quarantined = rows_quarantined + :'rows_quarantined',
+    rows_missed_before = rows_missed_before + :'rows_missed_before', bytes_copied = bytes_copied + :'bytes_copied'
+where batch_id = :'batch_id';
+
+-- name: record_failure
+-- In a transaction of its own. The same failure again raises `attempts` of the row that tells of it already.
+with same as (
+    update :"control".etl_control c set attempts = attempts + 1, completed_at = clock_timestamp()
+    where c.batch_id = (select max(l.batch_id) from :"control".etl_control l
+                        where l.pipeline = :'pipeline' and l.table_name = :'table_name' and l.path = 'listen')
+      and c.status = 'failed' and c.error_code = :'error_code' and c.error_message = :'error_message'
+    returning batch_id)
+insert into :"control".etl_control (execution_id, pipeline, table_name, path, load_type, strategy, triggered_by, status,
+    completed_at, duration_seconds, error_code, error_message, error_traceback)
+select :'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 'stream', 'listener', 'failed',
+    clock_timestamp(), 0, :'error_code', :'error_message', :'error_traceback'
+where not exists (select from same);
+
+-- name: read_quarantine
+select quarantine_id, table_name, key, lsn::text as lsn, error_code, error_message, first_at, last_at, changes
+from :"control".quarantine where pipeline = :'pipeline' order by quarantine_id;
+
+-- name: quarantine_row
+insert into :"control".quarantine as q (pipeline, table_name, key, lsn, error_code, error_message)
+values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message')
+on conflict (pipeline, table_name, key) do update set last_at = clock_timestamp(), changes = q.changes + 1, lsn = excluded.lsn;
+
+-- name: release_row
+delete from :"control".quarantine where pipeline = :'pipeline' and quarantine_id = :'quarantine_id' returning table_name;
+
+-- name: lock_is_held
+-- key: the text of a lock. Tells whether some session holds it, this one included.
+select exists (
+    select from pg_catalog.pg_locks l
+    where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+      and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+      and (l.classid::bigint << 32 | l.objid::bigint) = pg_catalog.hashtextextended(:'key', 7264811)) as held;

@@ -1,0 +1,78 @@
+-- What the listener asks the source besides the stream. SELECT rights suffice for the reads.
+
+-- name: facts
+select pg_catalog.current_setting('wal_level') as wal_level, pg_catalog.pg_is_in_recovery() as is_standby,
+       r.rolname::text as role, r.rolreplication or r.rolsuper as may_replicate,
+       pg_catalog.current_setting('server_version_num')::int as version_number
+from pg_catalog.pg_roles r where r.rolname = current_user;
+
+-- name: identities
+-- oids: roots. For every heap below each: how it names a row in the WAL. columns: of the index that serves, null for f and n.
+with recursive member (root, oid) as (
+    select o, o from unnest(:'oids'::oid[]) as o
+    union
+    select m.root, i.inhrelid from member m join pg_catalog.pg_inherits i on i.inhparent = m.oid
+)
+select m.root::bigint as root, m.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relreplident::text as identity,
+       (select array_agg(a.attname order by a.attnum)::text[]
+        from pg_catalog.pg_index x
+        join pg_catalog.pg_attribute a on a.attrelid = m.oid and a.attnum = any (x.indkey::int2[])
+        where x.indrelid = m.oid
+          and case c.relreplident when 'd' then x.indisprimary and x.indimmediate when 'i' then x.indisreplident end) as columns
+from member m
+join pg_catalog.pg_class c on c.oid = m.oid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p')
+order by m.root, m.oid;
+
+-- name: publication
+select p.oid::bigint as oid, p.puballtables as all_tables, p.pubviaroot as via_root,
+       p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as publishes_all,
+       pg_catalog.obj_description(p.oid, 'pg_publication') as comment
+from pg_catalog.pg_publication p where p.pubname = :'publication';
+
+-- name: published_tables
+-- columns: in the table's order.
+select t.schemaname as schema, t.tablename as name, t.attnames::text[] as columns, t.rowfilter is not null as is_filtered
+from pg_catalog.pg_publication_tables t where t.pubname = :'publication';
+
+-- name: leaves
+-- root: a table, as SQL writes it. The partitions that hold its rows.
+select n.nspname as schema, c.relname as name
+from pg_catalog.pg_partition_tree(:'root'::text::regclass) as p
+join pg_catalog.pg_class c on c.oid = p.relid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where p.isleaf and p.relid <> :'root'::text::regclass;
+
+-- name: slot
+select s.slot_name as name, s.active, s.wal_status, s.database, s.plugin,
+       s.confirmed_flush_lsn::text as confirmed, s.restart_lsn::text as restart, s.safe_wal_size::bigint as safe_wal_bytes,
+       pg_catalog.pg_wal_lsn_diff(
+           case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+                else pg_catalog.pg_current_wal_lsn() end, s.confirmed_flush_lsn)::bigint as lag_bytes
+from pg_catalog.pg_replication_slots s where s.slot_name = :'slot';
+
+-- name: drop_slot
+select pg_catalog.pg_drop_replication_slot(:'slot');
+
+-- name: end_of_wal
+select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+            else pg_catalog.pg_current_wal_insert_lsn() end::text as lsn;
+
+-- name: oldest_xid
+-- First half of a pair; `end_of_wal`, read after it, is the second: once all up to there is applied, all older is too.
+select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text as xid;
+
+-- name: open_transactions
+-- Which transactions this transaction's snapshot does not see: those in the list, and all from next_xid on.
+select pg_catalog.pg_snapshot_xmax(s.snapshot)::text as next_xid,
+       array(select x::text from pg_catalog.pg_snapshot_xip(s.snapshot) as x) as open_xids
+from (select pg_catalog.pg_current_snapshot() as snapshot) as s;
+
+-- name: visible_filenodes
+-- oids: members of tables. visible: as this transaction's snapshot shows the catalog; now: what a read would open.
+select c.oid::bigint as oid, pg_catalog.pg_relation_filenode(c.oid) is not distinct from nullif(c.relfilenode, 0) as is_same
+from pg_catalog.pg_class c where c.oid = any (:'oids'::oid[]) and c.relkind in ('r', 'm');
+
+-- name: heartbeat
+select pg_catalog.pg_logical_emit_message(true, 'replicator', '') as lsn;
