@@ -26,7 +26,9 @@ class Changes:
     """Folded changes of one or more transactions.
 
     segments: by table, in order. position: the end of the last transaction that is whole in here, None before any.
-    is_open: the last transaction is not, its rest follows. xids: of the transactions that ended here.
+    is_open: the last transaction is not, its rest follows. stale: tables of which nothing more was taken: they are to
+    be read again. fresh_at: all that the source committed before this moment is in here or before it. repair_xid: the
+    same of all older transactions.
     """
 
     segments: dict[str, list[Segment]] = field(default_factory=dict)
@@ -35,6 +37,9 @@ class Changes:
     transactions: int = 0
     held_bytes: int = 0
     is_open: bool = False
+    stale: frozenset[str] = frozenset()
+    fresh_at: datetime | None = None
+    repair_xid: int | None = None
 
     @property
     def is_empty(self) -> bool:

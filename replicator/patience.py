@@ -14,13 +14,13 @@ PASSING_LIMIT_S = 300.0
 
 
 class Patience:
-    """Tries again after passing errors, with jitter, until five minutes of them have brought nothing.
+    """Tries again after passing errors, with jitter, until `limit_s` of them have brought nothing.
 
     stop: once it is set, nothing is tried again.
     """
 
-    def __init__(self, stop: threading.Event, log: FilteringBoundLogger) -> None:
-        self._stop, self._log = stop, log
+    def __init__(self, stop: threading.Event, log: FilteringBoundLogger, *, limit_s: float = PASSING_LIMIT_S) -> None:
+        self._stop, self._log, self._limit_s = stop, log, limit_s
         self._failing_since: float | None = None
 
     def attempts(self) -> Retrying:
@@ -42,7 +42,7 @@ class Patience:
     def is_over(self) -> bool:
         """Say whether no further attempt will be made after an error now."""
         since = self._failing_since
-        return self._stop.is_set() or (since is not None and time.monotonic() - since > PASSING_LIMIT_S)
+        return self._stop.is_set() or (since is not None and time.monotonic() - since > self._limit_s)
 
     def _sleep(self, seconds: float) -> None:
         self._stop.wait(seconds)

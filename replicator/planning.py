@@ -20,8 +20,8 @@ from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, translated
 from replicator.errors import PreflightError, ReplicatorError
 from replicator.inventory import Chosen, take_inventory
-from replicator.preparation import decide_job, prepare_job
-from replicator.reading import Observation, Reading, SnapshotFacts, State
+from replicator.preparation import decide_job, prepare_job, unknown_record
+from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
 from replicator.rights import TargetRights, find_read_gaps
 from replicator.settings import Settings
@@ -150,7 +150,7 @@ class _Planner:
             self.source,
             plan.relation,
             chosen,
-            self.records.get(chosen.table, _unknown(chosen.table)),
+            self.records.get(chosen.table, unknown_record(chosen.table)),
             0,
             on_standby=self.on_standby,
             mask_key=self.access.mask_key,
@@ -206,18 +206,3 @@ def _select_changes(job: Job, reading: Reading) -> sql.Composable:
         return since_xid(reading)
     due = since_mark(job.mapping, reading)
     return due if reading.since_xid is None else sql.SQL("({}) OR ({})").format(due, since_xid(reading))
-
-
-def _unknown(table: str) -> TableRecord:
-    """Return the record of a table that was never synced."""
-    return TableRecord(
-        table=table,
-        target=None,
-        epoch=0,
-        guarantee=None,
-        state=State(),
-        source_oid=None,
-        columns=(),
-        enum_labels={},
-        created_by_us=False,
-    )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from replicator.apply.control import TableRecord
 from replicator.apply.job import Job
-from replicator.capture.pull import Access
+from replicator.capture.pull import Access, is_standby
+from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection
 from replicator.digest import Digest
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, PreflightError, ReplicatorError
 from replicator.inventory import Chosen, read_mapping
-from replicator.reading import Observation, Reading, SnapshotFacts, decide_reading, is_audit_due
+from replicator.reading import Observation, Reading, SnapshotFacts, State, decide_reading, is_audit_due
 from replicator.relation import Relation
 from replicator.rules import describe_rules
 from replicator.settings import Settings, read_mask_key, source_dsn
@@ -54,15 +55,66 @@ def prepare_job(
     mapping = read_mapping(connection, relation, chosen)
     if mapping.hashes and mask_key is None:
         raise missing_mask_key(chosen.table)
+    rules = describe_rules(mapping, mask_key)
     return Job(
         table=chosen.table,
         target=chosen.target,
         mapping=mapping,
         settings=chosen.settings,
         choice=choose_strategy(mapping, chosen.settings, on_standby=on_standby),
-        fingerprint=relation.fingerprint(describe_rules(mapping, mask_key)),
+        fingerprint=relation.fingerprint(rules),
+        rules=rules,
         record=record,
         batch_id=batch_id,
+    )
+
+
+def prepare_jobs(
+    source: Connection,
+    chosen: Sequence[Chosen],
+    records: Mapping[str, TableRecord],
+    *,
+    mask_key: bytes | None,
+    lenient: bool = False,
+) -> dict[str, Job]:
+    """Return the jobs of tables as the source defines them now, without batches.
+
+    source: outside any transaction. lenient: leave out those that are gone or do not fit their rules any more; else
+    raises PreflightError and what `prepare_job` does.
+    """
+    found = find_relations(source, [(table.schema, table.name) for table in chosen])
+    relations = read_relations(source, found.values())
+    on_standby = is_standby(source)
+    jobs: dict[str, Job] = {}
+    for table in chosen:
+        relation = relations.get(found.get((table.schema, table.name), 0))
+        try:
+            if relation is None:
+                raise PreflightError(
+                    f"{table.table} went away", why="it was there a moment ago", id="table_missing", table=table.table
+                )
+            record = records.get(table.table) or unknown_record(table.table)
+            jobs[table.table] = prepare_job(
+                source, relation, table, record, 0, on_standby=on_standby, mask_key=mask_key
+            )
+        except ReplicatorError:
+            if not lenient:
+                raise
+    return jobs
+
+
+def unknown_record(table: str) -> TableRecord:
+    """Return the record of a table that was never synced."""
+    return TableRecord(
+        table=table,
+        target=None,
+        epoch=0,
+        guarantee=None,
+        state=State(),
+        source_oid=None,
+        columns=(),
+        enum_labels={},
+        created_by_us=False,
     )
 
 

@@ -19,6 +19,7 @@ from replicator.apply.target import order_by_foreign_keys, prepare_enums, prepar
 from replicator.batch import Figures
 from replicator.capture.pull import (
     Reader,
+    Snapshot,
     TableReader,
     is_standby,
     observe,
@@ -30,7 +31,7 @@ from replicator.db import Connection, connect, translate, translated
 from replicator.errors import PassingError, ReplicatorError, unexpected
 from replicator.inventory import Chosen
 from replicator.preparation import choose_digest, decide_job, prepare_job
-from replicator.reading import Observation
+from replicator.reading import Observation, Reading
 from replicator.run import Run
 from replicator.strategy import WATERMARK
 
@@ -62,7 +63,7 @@ class Round:
             run.early.insert(0, observe(run.watcher, own))
             on_standby = is_standby(run.watcher)
         kept = self.control.read_observations(identifier)
-        self.snapshot = take_snapshot(run.access, run.watcher, [(c.schema, c.name, c.kind) for c in self.pending])
+        self.snapshot = self._take_snapshot([(c.schema, c.name, c.kind) for c in self.pending])
         try:
             self._plan(kept, on_standby)
             self._work()
@@ -71,6 +72,15 @@ class Round:
         run.early.insert(0, self.snapshot.observation)
         if WATERMARK in run.strategies.values():
             self.control.record_observations(identifier, run.early)
+
+    def _take_snapshot(self, relations: list[tuple[str, str, str]]) -> Snapshot:
+        return take_snapshot(self.run.access, self.run.watcher, relations)
+
+    def _decide(self, job: Job) -> Reading:
+        return decide_job(job, self.snapshot.facts, self.observations, full=self.run.full)
+
+    def _also(self, session: Session, incoming: Incoming) -> None:
+        """Do what else belongs into the transaction of a table's load: nothing here."""
 
     def _plan(self, kept: list[Observation], on_standby: bool) -> None:
         """Compile every table's job in the snapshot; tables that cannot be read fail here."""
@@ -243,13 +253,14 @@ class Round:
         for job in group:
             run.started.setdefault(job.table, datetime.now(UTC))
             run.attempts[job.table] = run.attempts.get(job.table, 0) + 1
-            reading = decide_job(job, self.snapshot.facts, self.observations, full=run.full)
+            reading = self._decide(job)
             source = TableReader(reader, job.mapping, reading, job.table)
             incoming.append(Incoming(job, reading, self.snapshot.facts, source))
             # Only in this order: while nobody had given way, the coordinator's lock reached up to the reader's own.
             if not reader.try_lock(job.mapping.relation) or self.given_way.is_set():
                 raise gave_way(job.table)
-        figures = load_group(session, incoming, attempts=max(run.attempts[job.table] for job in group))
+        attempts = max(run.attempts[job.table] for job in group)
+        figures = load_group(session, incoming, attempts=attempts, also=self._also)
         for one, counted in zip(incoming, figures, strict=True):
             self._land(one, counted)
 
@@ -258,7 +269,7 @@ class Round:
         run.log.info(
             "table_synced",
             table=job.table,
-            path="sync",
+            path=run.path,
             load_type=incoming.reading.load_type,
             strategy=incoming.reading.strategy,
             reason=incoming.reading.reason or None,

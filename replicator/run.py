@@ -37,11 +37,14 @@ class Run:
         jobs: int,
         progress: ProgressHook | None = None,
         stop: threading.Event | None = None,
+        path: str = "sync",
+        execution_id: uuid.UUID | None = None,
     ) -> None:
+        self.path = path
         self.settings, self.target_conninfo = settings, target_conninfo
         self.full, self.jobs, self.progress = full, jobs, progress or _no_progress
         self.stop = stop or threading.Event()
-        self.execution_id = uuid.uuid4()
+        self.execution_id = execution_id or uuid.uuid4()
         self.access = open_access(settings)
         self.watcher: Connection
         self.records: dict[str, TableRecord] = {}
@@ -96,7 +99,7 @@ class Run:
             mine = {row["table_name"]: row["batch_id"] for row in rows if row["status"] == "running"}
             new = [name for name in names if name not in mine]
             self.batch_ids = mine | control.start_batches(
-                self.execution_id, new, path="sync", triggered_by=triggered_by
+                self.execution_id, new, path=self.path, triggered_by=triggered_by
             )
 
     def claim_again(self, control: Control, names: Sequence[str]) -> None:
@@ -110,7 +113,7 @@ class Run:
         self.log.error(
             "table_failed",
             table=table,
-            path="sync",
+            path=self.path,
             error_type=error.id,
             error_message=error.message,
             sqlstate=error.sqlstate,

@@ -143,6 +143,7 @@ def make_pair(crossing: tuple[int, int], shared_servers: SharedServers, tmp_path
         source_server: Server | None = None,
         target_server: Server | None = None,
         replica: bool = True,
+        listens: bool = False,
         source_encoding: str = "UTF8",
         target_encoding: str = "UTF8",
     ) -> Pair:
@@ -153,6 +154,7 @@ def make_pair(crossing: tuple[int, int], shared_servers: SharedServers, tmp_path
             target_server or shared_servers.get("target", crossing[1]),
             folder,
             replica=replica,
+            listens=listens,
             source_encoding=source_encoding,
             target_encoding=target_encoding,
         )

@@ -30,6 +30,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, dict_row
 
 from tests.servers import PINNED, Server
+from tests.wait import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 Columns = Sequence[str] | Mapping[str, str]
@@ -130,6 +131,7 @@ class Pair:
         folder: Path,
         *,
         replica: bool = True,
+        listens: bool = False,
         source_encoding: str = "UTF8",
         target_encoding: str = "UTF8",
     ) -> None:
@@ -147,6 +149,8 @@ class Pair:
         self._grant_connect()
         if replica:
             self._grant_replica()
+        if listens:
+            self.source.execute(sql.SQL("alter role {} replication").format(sql.Identifier(self.reader)))
 
     def _grant_connect(self) -> None:
         """Take from PUBLIC what a database gives everybody (CONNECT, TEMPORARY), and give `reader` CONNECT."""
@@ -198,6 +202,20 @@ class Pair:
         for (name,) in names:
             self.source.execute(statement.format(sql.Identifier(name), sql.Identifier(self.reader)))
 
+    @property
+    def slot(self) -> str:
+        """Return the name of the pipeline's slot: slots are the server's, so each pair has one of its own."""
+        return f"slot_{self.source_db}"
+
+    def publish(self, *tables: str) -> None:
+        """Do what the source's owner does for a listener: grant SELECT, and publish tables (all of public by default)."""
+        self.grant()
+        names = ", ".join(tables)
+        what = sql.SQL("table " + names if names else "tables in schema public")
+        self.source.execute(
+            sql.SQL("create publication replicator_default for {} with (publish_via_partition_root)").format(what)
+        )
+
     # ------------------------------------------------------------------------------------------ the tool
 
     def write_config(self, text: str = "", **sections: Any) -> Path:
@@ -206,7 +224,11 @@ class Pair:
         `text` is TOML; sections come on top of it, and both on top of the two DSNs. Tables may be plain names,
         `None` takes a key out: `write_config(tables=["public.t"], target={"dsn": None})`.
         """
-        config: dict[str, Any] = {"source": {"dsn": self.source_dsn}, "target": {"dsn": self.target_dsn}}
+        config: dict[str, Any] = {
+            "source": {"dsn": self.source_dsn},
+            "target": {"dsn": self.target_dsn},
+            "listen": {"slot": self.slot},
+        }
         sections["tables"] = [
             {"name": table} if isinstance(table, str) else table for table in sections.get("tables", [])
         ] or None
@@ -286,12 +308,26 @@ class Pair:
         for name in ("as_reader", "as_writer"):
             if name in self.__dict__:
                 getattr(self, name).close()
+        _drop_slots_of(self.source_server, self.source_db)
         self.source.close()
         self.target.close()
         self.source_server.drop_database(self.source_db)
         self.target_server.drop_database(self.target_db)
         self.source_server.drop_role(self.reader)
         self.target_server.drop_role(self.writer)
+
+
+def _drop_slots_of(server: Server, database: str) -> None:
+    """Drop what slots a test left in its database: with one it cannot be dropped."""
+    query = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s and not active"
+    left = "select count(*) from pg_replication_slots where database = %s"
+
+    def is_free() -> bool:
+        server.execute(query, [database])
+        ((count,),) = server.execute(left, [database])
+        return bool(count == 0)
+
+    wait_until(is_free, what=f"the slots of {database} are gone")
 
 
 def list_columns(connection: psycopg.Connection[TupleRow], table: str) -> list[str]:

@@ -16,7 +16,7 @@ from replicator.table_setting import TableSettings
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One table of a run as the loader needs it."""
+    """One table of a run as the loader needs it. rules: compiled, as text; fingerprint: of them and the source."""
 
     table: str
     target: tuple[str, str]
@@ -24,6 +24,7 @@ class Job:
     settings: TableSettings
     choice: Choice
     fingerprint: str
+    rules: str
     record: TableRecord
     batch_id: int
 

@@ -115,9 +115,9 @@ class StreamControl:
         """Make a table part of the stream."""
         self._execute("save_table", table_name=table, since=str(since), definition=definition, is_stale=is_stale)
 
-    def mark_stale(self, table: str, definition: str, *, is_stale: bool) -> None:
-        """Note that a table is to be read again, or that it was."""
-        self._execute("mark_stale", table_name=table, definition=definition, is_stale=is_stale)
+    def mark_stale(self, table: str) -> None:
+        """Note that a table is to be read again."""
+        self._execute("mark_stale", table_name=table)
 
     def drop_table(self, table: str) -> None:
         """Take a table out of the stream."""

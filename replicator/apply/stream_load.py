@@ -6,7 +6,7 @@ that ends inside a transaction of the source leaves it open, so a transaction of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ class Landed:
     """What a COMMIT brought: the position that may be confirmed, and the figures by table."""
 
     position: Lsn
+    transactions: int
     figures: dict[str, Figures] = field(default_factory=dict)
 
 
@@ -71,16 +72,10 @@ class StreamLoader:
         """Say whether a transaction waits for its rest."""
         return self._started_at is not None
 
-    def load(
-        self,
-        changes: Changes,
-        *,
-        repair_xid: int | None = None,
-        extra: Callable[[StreamLoader, Lsn], None] | None = None,
-    ) -> Landed | None:
+    def load(self, changes: Changes) -> Landed | None:
         """Bring changes in, and COMMIT unless the last transaction is still open; then return None.
 
-        extra: more to do ahead of the position, in the same transaction. Raises our errors, with nothing changed.
+        Raises our errors, with nothing changed.
         """
         try:
             self._begin()
@@ -88,15 +83,13 @@ class StreamLoader:
             if changes.is_open:
                 return None
             assert changes.position is not None
-            if extra is not None:
-                extra(self, changes.position)
-            self._finish(changes, changes.position, repair_xid)
+            self._finish(changes, changes.position)
             with translating():
                 self.connection.execute("COMMIT")
         except BaseException:
             self.abandon()
             raise
-        landed = Landed(changes.position, self._figures)
+        landed = Landed(changes.position, changes.transactions, self._figures)
         self._settle(committed=True)
         return landed
 
@@ -228,7 +221,7 @@ class StreamLoader:
         """Return the figures of a table in this transaction."""
         return self._figures.setdefault(table, Figures())
 
-    def _finish(self, changes: Changes, position: Lsn, repair_xid: int | None) -> None:
+    def _finish(self, changes: Changes, position: Lsn) -> None:
         assert self._started_at is not None
         with translating():
             for table, figures in self._figures.items():
@@ -236,7 +229,9 @@ class StreamLoader:
                     self.execution_id, table, figures, started_at=self._started_at, lsn=position,
                     fresh_at=changes.committed_at,
                 )  # fmt: skip
-            self.control.save_position(position, changes.committed_at, repair_xid)
+            for table in changes.stale:
+                self.control.mark_stale(table)
+            self.control.save_position(position, changes.fresh_at, changes.repair_xid)
 
 
 def translating(table: str | None = None) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from replicator.capture.pgoutput import Column, Delete, Insert, Relation, Update
+from replicator.capture.pgoutput import Delete, Insert, Relation, Update
 from replicator.cell import UNCHANGED, Cell, Cells
 from replicator.errors import OperatorError, StreamError
 from replicator.fold import Key, KeyedFold, MultisetFold
@@ -39,11 +39,12 @@ class Layout:
 class Intake:
     """One shape of one table, as a Relation message describes it, on its way into a fold.
 
-    lacking: columns of the target that the shape does not have; its rows are read again by key.
+    lacking: columns of the target that the shape does not have; its rows are read again by key. is_part: the relation
+    is one of several that make up the table.
     """
 
-    def __init__(self, relation: Relation, layout: Layout) -> None:
-        self.layout, self.relation = layout, relation
+    def __init__(self, relation: Relation, layout: Layout, *, is_part: bool = False) -> None:
+        self.layout, self.relation, self.is_part = layout, relation, is_part
         places = {column.name: place for place, column in enumerate(relation.columns)}
         self._places = tuple(
             0 if n in layout.constant else places.get(name, _MISSING) for n, name in enumerate(layout.columns)
@@ -147,13 +148,6 @@ def _picker(places: Sequence[int]) -> Callable[[Cells], Cells]:
 def _key_picker(places: Sequence[int]) -> Callable[[Cells], Key]:
     """Return what takes the key's cells: one cell, or a tuple of several."""
     return itemgetter(*places) if places else lambda cells: cells
-
-
-def same_shape(one: Sequence[Column], other: Sequence[Column]) -> bool:
-    """Say whether two messages describe the same columns."""
-    return [(c.name, c.type_oid, c.type_modifier) for c in one] == [
-        (c.name, c.type_oid, c.type_modifier) for c in other
-    ]
 
 
 def identity_lost(table: str) -> OperatorError:

@@ -151,6 +151,12 @@ def ensure_publication(connection: Connection, name: str, tables: Sequence[Publi
         _run(connection, name, changes)
 
 
+def read_published(connection: Connection, name: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the columns that are published, by (schema, name) of the table."""
+    rows = connection.execute(statement("replication.published_tables"), {"publication": name}).fetchall()
+    return {(row["schema"], row["name"]): tuple(row["columns"] or ()) for row in rows}
+
+
 def _is_covered(connection: Connection, table: Published, there: set[tuple[str, str]]) -> bool:
     """Say whether a partitioned table is published by its leaves."""
     root = sql.Identifier(table.schema, table.name).as_string()

@@ -94,15 +94,24 @@ class Snapshot:
         self.watcher.execute(statement("source.end_sessions"), {"pids": list(pids)})
 
 
-def take_snapshot(access: Access, watcher: Connection, relations: Sequence[tuple[str, str, str]]) -> Snapshot:
+def take_snapshot(
+    access: Access,
+    watcher: Connection,
+    relations: Sequence[tuple[str, str, str]],
+    *,
+    exported: str | None = None,
+) -> Snapshot:
     """Lock the relations (schema, name, kind), observe, then take and export a snapshot.
 
     The lock comes first: a TRUNCATE or rewriting ALTER between snapshot and read would show as an empty table.
+    exported: a snapshot that exists already, of a replication slot; `list_rewritten` then tells what came too late.
     """
     connection = access.open()
     pid = connection.info.backend_pid
     try:
         connection.execute(BEGIN_READ)
+        if exported is not None:
+            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(exported)))
         set_up_read(connection, access)
         failures = _lock(connection, relations)
         observation = observe(watcher, [pid, watcher.info.backend_pid])
@@ -122,6 +131,12 @@ def take_snapshot(access: Access, watcher: Connection, relations: Sequence[tuple
         is_standby=row["is_standby"],
     )
     return Snapshot(access, connection, watcher, facts, observation, failures)
+
+
+def list_rewritten(snapshot: Snapshot, oids: Iterable[int]) -> list[int]:
+    """Return which heaps were truncated or rewritten after the snapshot was taken and before they were locked."""
+    rows = snapshot.connection.execute(statement("replication.visible_filenodes"), {"oids": list(oids)}).fetchall()
+    return [row["oid"] for row in rows if not row["is_same"]]
 
 
 def set_up_read(connection: Connection, access: Access) -> None:

@@ -250,6 +250,16 @@ class WalSender:
             self._confirmed = position
         self._poke()
 
+    def ask(self) -> None:
+        """Ask the server how far it has come; its keepalive answers. From the reading thread."""
+        with translated("source"):
+            self._say(reply_requested=True)
+
+    def cancel(self) -> None:
+        """End the command that runs, outside of the stream. From any thread."""
+        with contextlib.suppress(psycopg.Error):
+            self._connection.cancel_safe(timeout=5.0)
+
     def wake(self) -> None:
         """Make a `receive` or `hold` that waits return now, or the next one at once. From any thread."""
         self._woken = True

@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 target_app = typer.Typer(help="The embedded target: start it, stop it, say how to connect.", no_args_is_help=True)
 app.add_typer(target_app, name="target")
+slot_app = typer.Typer(help="The replication slot of this pipeline on the source.", no_args_is_help=True)
+app.add_typer(slot_app, name="slot")
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Configuration file; replicator.toml by default.", show_default=False)
@@ -127,6 +129,27 @@ def sync(
 
 
 @app.command()
+def listen(
+    until_caught_up: Annotated[
+        bool,
+        typer.Option("--until-caught-up", help="End once all that was committed before the start is in the target."),
+    ] = False,
+    until_lsn: Annotated[
+        str | None, typer.Option("--until-lsn", metavar="X/Y", help="End at this position of the source's WAL.")
+    ] = None,
+    repair_gap: Annotated[
+        bool, typer.Option("--repair-gap", help="Pull what a lost slot can no longer send, then go on.")
+    ] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Follow the source by logical replication: every change within moments, exactly once."""
+    from replicator.cli.listen import run_listen
+
+    _exit(run_listen(config, until_caught_up=until_caught_up, until_lsn=until_lsn, repair_gap=repair_gap, as_json=json))
+
+
+@app.command()
 def status(config: Config = None, json: Json = False) -> None:
     """Show where every table stands."""
     from replicator.cli.report import show_status
@@ -190,6 +213,26 @@ def target_dsn(config: Config = None, json: Json = False) -> None:
     from replicator.cli.target import dsn
 
     _exit(dsn(config, as_json=json))
+
+
+@slot_app.command("list")
+def slot_list(config: Config = None, json: Json = False) -> None:
+    """Show the slot: how far it is, what it holds back, whether it is in danger."""
+    from replicator.cli.slot import list_slots
+
+    _exit(list_slots(config, as_json=json))
+
+
+@slot_app.command("drop")
+def slot_drop(
+    yes: Annotated[bool, typer.Option("--yes", help="Really do it.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Drop the slot, and the publication if this tool made it; the next `listen` copies everything."""
+    from replicator.cli.slot import drop_slots
+
+    _exit(drop_slots(config, yes=yes, as_json=json))
 
 
 def _exit(code: int) -> None:

@@ -17,11 +17,6 @@ from :"control".listener where pipeline = :'pipeline';
 update :"control".listener set slot_name = :'slot_name', position = null, consistent_point = null
 where pipeline = :'pipeline' and epoch = :'epoch';
 
--- name: begin_repair
--- Ahead of a new slot that closes a gap: the position is void from here on, and repair_xid stays.
-update :"control".listener set slot_name = :'slot_name', position = null, consistent_point = null
-where pipeline = :'pipeline' and epoch = :'epoch';
-
 -- name: finish_copy
 -- Every table has been copied at the slot's consistent point.
 update :"control".listener set
@@ -51,7 +46,7 @@ on conflict (pipeline, table_name)
 do update set since = excluded.since, definition = excluded.definition, is_stale = excluded.is_stale;
 
 -- name: mark_stale
-update :"control".stream_table set is_stale = :'is_stale', definition = :'definition'
+update :"control".stream_table set is_stale = true
 where pipeline = :'pipeline' and table_name = :'table_name';
 
 -- name: drop_table

@@ -61,7 +61,8 @@ select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_repl
 
 -- name: oldest_xid
 -- First half of a pair; `end_of_wal`, read after it, is the second: once all up to there is applied, all older is too.
-select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text as xid;
+select pg_catalog.clock_timestamp() as clock,
+       pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text as xid;
 
 -- name: open_transactions
 -- Which transactions this transaction's snapshot does not see: those in the list, and all from next_xid on.
@@ -76,3 +77,9 @@ from pg_catalog.pg_class c where c.oid = any (:'oids'::oid[]) and c.relkind in (
 
 -- name: heartbeat
 select pg_catalog.pg_logical_emit_message(true, 'replicator', '') as lsn;
+
+-- name: timeline
+-- pg_control_checkpoint() lags behind a promotion and pg_current_wal_lsn() fails on a standby, hence the two spellings.
+select case when pg_catalog.pg_is_in_recovery() then (select c.timeline_id from pg_catalog.pg_control_checkpoint() c)
+            else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
+       end as timeline;

@@ -1,0 +1,148 @@
+"""Collects the stream's messages into folded changes, transaction by transaction.
+
+    Begin, Relation, Insert ... Commit   ──►  Changes, handed over at a commit or, past the cap, in between
+
+What the target has already is passed over: whole transactions up to its position, and for a table up to where its copy
+was taken. A table whose shape is not the known one any more is passed over too and named in `stale`: it is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from replicator.capture import pgoutput
+from replicator.capture.intake import Intake
+from replicator.capture.lookup import Delivered
+from replicator.changes import Changes, Segment
+from replicator.errors import StreamError
+from replicator.position import Lsn
+
+_EPOCH_US = 946_684_800_000_000
+# What a message costs in memory beyond its own bytes: the row's tuple, a header for each cell, the key's place.
+_ROW_BYTES, _CELL_BYTES = 300, 40
+
+Resolve = Callable[[pgoutput.Relation], "Intake | None"]
+
+
+class Collector:
+    """The reading thread's side of the changelog in memory.
+
+    resolve: finds the intake of a relation, None for one that is not ours. position: all before it is in the target.
+    """
+
+    def __init__(self, resolve: Resolve, position: Lsn, since: dict[str, Lsn], delivered: Delivered) -> None:
+        self._resolve, self._position, self._since, self._delivered = resolve, position, since, delivered
+        self._intakes: dict[int, Intake | None] = {}
+        self._row_bytes: dict[int, int] = {}
+        self._begin: pgoutput.Begin | None = None
+        self._skips = False
+        self.changes = Changes()
+        self.stale: set[str] = set()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Say whether a transaction has begun and not ended."""
+        return self._begin is not None
+
+    def take(self, payload: bytes) -> None:
+        """Take one message in. Raises StreamError on what is not understood."""
+        message = pgoutput.decode(payload)
+        kind = type(message)
+        if kind is pgoutput.Insert or kind is pgoutput.Update or kind is pgoutput.Delete:
+            self._take_row(message, len(payload))  # type: ignore[arg-type]  # its kind was looked at
+        elif kind is pgoutput.Begin:
+            self._open(message)  # type: ignore[arg-type]
+        elif kind is pgoutput.Commit:
+            self._close(message)  # type: ignore[arg-type]
+        elif kind is pgoutput.Relation:
+            self._learn(message)  # type: ignore[arg-type]
+        elif kind is pgoutput.Truncate:
+            self._truncate(message)  # type: ignore[arg-type]
+
+    def _open(self, begin: pgoutput.Begin) -> None:
+        if self._begin is not None:
+            raise _out_of_order("a transaction begins inside another one")
+        self._begin = begin
+        # A position is the end of a commit record, or of something else; a commit that begins before it ended there.
+        self._skips = begin.final_lsn < self._position
+
+    def _close(self, commit: pgoutput.Commit) -> None:
+        if self._begin is None or commit.commit_lsn != self._begin.final_lsn:
+            raise _out_of_order("a commit belongs to no transaction")
+        self._delivered.add(self._begin.xid)
+        if not self._skips:
+            self.changes.position = commit.end_lsn
+            self.changes.committed_at = datetime.fromtimestamp((commit.commit_time_us + _EPOCH_US) / 1e6, UTC)
+            self.changes.transactions += 1
+        self._begin = None
+        self._skips = False
+
+    def _learn(self, relation: pgoutput.Relation) -> None:
+        self._intakes[relation.oid] = self._resolve(relation)
+        self._row_bytes[relation.oid] = _ROW_BYTES + _CELL_BYTES * len(relation.columns)
+
+    def _take_row(self, message: pgoutput.Insert | pgoutput.Update | pgoutput.Delete, size: int) -> None:
+        begin = self._begin
+        if begin is None:
+            raise _out_of_order("a row changes outside of a transaction")
+        try:
+            intake = self._intakes[message.relation]
+        except KeyError:
+            raise _out_of_order("a row of a table that was not described") from None
+        if intake is None or self._skips or begin.final_lsn < self._since[intake.layout.table]:
+            return
+        segment = self._segment(intake)
+        held = size + self._row_bytes[message.relation]
+        segment.count += 1
+        self.changes.held_bytes += held
+        if type(message) is pgoutput.Insert:
+            intake.insert(segment.fold, message)
+        elif type(message) is pgoutput.Update:
+            intake.update(segment.fold, message)
+        else:
+            intake.delete(segment.fold, message)  # type: ignore[arg-type]  # no other kind is left
+
+    def _segment(self, intake: Intake) -> Segment:
+        segments = self.changes.segments.get(intake.layout.table)
+        if segments is None:
+            segments = self.changes.segments[intake.layout.table] = []
+        if not segments or segments[-1].version != intake.layout.version:
+            segments.append(Segment(intake.layout.version, intake.make_fold()))
+        return segments[-1]
+
+    def _truncate(self, message: pgoutput.Truncate) -> None:
+        if self._begin is None:
+            raise _out_of_order("a table is emptied outside of a transaction")
+        for oid in message.relations:
+            intake = self._intakes.get(oid)
+            if intake is None or self._skips or self._begin.final_lsn < self._since[intake.layout.table]:
+                continue
+            if intake.is_part:
+                # Of a partition nobody knows which rows were in it.
+                self.discard(intake.layout.table)
+                continue
+            segment = self._segment(intake)
+            segment.count += 1
+            segment.fold.truncate()
+
+    def discard(self, table: str) -> None:
+        """Take nothing more of a table: it is to be read again, later than this."""
+        self.stale.add(table)
+        for oid, intake in self._intakes.items():
+            if intake is not None and intake.layout.table == table:
+                self._intakes[oid] = None
+
+    def hand_over(self) -> Changes:
+        """Return what was collected, and begin anew. Inside a transaction the changes are marked as open."""
+        changes, self.changes = self.changes, Changes()
+        changes.is_open = self.in_transaction and not self._skips
+        return changes
+
+
+def _out_of_order(why: str) -> StreamError:
+    return StreamError(
+        "the stream's messages are out of order",
+        why=why,
+        mend="please report this with the server's version",
+    )

@@ -1,0 +1,134 @@
+"""What the listener asks the source besides its stream: rights, slot, ends of the WAL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from replicator.db import Connection
+from replicator.errors import LockHeldError, OperatorError, PreflightError
+from replicator.position import Lsn
+from replicator.statement import statement
+
+_PAGE_BYTES = 8192
+_PAGE_HEADERS_BYTES = (24, 40)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """A slot as the source shows it. lag_bytes: of WAL that is not confirmed; safe_wal_bytes: until it is lost."""
+
+    name: str
+    active: bool
+    wal_status: str | None
+    database: str | None
+    plugin: str | None
+    confirmed: Lsn | None
+    restart: Lsn | None
+    safe_wal_bytes: int | None
+    lag_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Once all up to `lsn` is in the target, so is everything older than `xid` and all committed before `clock`."""
+
+    xid: int
+    clock: datetime
+    lsn: Lsn
+
+
+def _ask(connection: Connection, name: str, **parameters: Any) -> dict[str, Any] | None:
+    return connection.execute(statement(f"replication.{name}"), parameters).fetchone()
+
+
+def check_source(connection: Connection) -> int:
+    """Return the server's version number. Raises PreflightError where no stream can be had."""
+    row = _ask(connection, "facts")
+    assert row is not None
+    if row["wal_level"] != "logical":
+        raise PreflightError(
+            f"the source's wal_level is {row['wal_level']}",
+            why="the stream needs logical",
+            mend="alter system set wal_level = 'logical'; then restart the source",
+            id="wal_level",
+        )
+    if not row["may_replicate"]:
+        raise PreflightError(
+            f"role {row['role']} may not replicate",
+            why="it lacks the attribute REPLICATION",
+            mend=f"alter role {row['role']} replication; or: psql -v replication=on -f sql/source/roles.sql",
+            id="replication_missing",
+        )
+    return int(row["version_number"])
+
+
+def read_slot(connection: Connection, name: str) -> SlotFacts | None:
+    """Return a slot, or None."""
+    row = _ask(connection, "slot", slot=name)
+    if row is None:
+        return None
+    return SlotFacts(
+        row["name"], row["active"], row["wal_status"], row["database"], row["plugin"],
+        None if row["confirmed"] is None else Lsn.parse(row["confirmed"]),
+        None if row["restart"] is None else Lsn.parse(row["restart"]),
+        row["safe_wal_bytes"], row["lag_bytes"],
+    )  # fmt: skip
+
+
+def drop_slot(connection: Connection, name: str) -> None:
+    """Drop a slot. Raises LockHeldError while somebody reads it; one that is gone already is fine."""
+    try:
+        connection.execute(statement("replication.drop_slot"), {"slot": name})
+    except psycopg.errors.UndefinedObject:
+        return
+    except psycopg.errors.ObjectInUse as error:
+        raise LockHeldError(
+            f"the replication slot {name} is in use",
+            why="another session reads it, or the server has not noticed yet that one has died",
+            mend="stop the listener, or wait: the server notices after wal_sender_timeout",
+            id="slot_active",
+            sqlstate=error.sqlstate,
+        ) from error
+
+
+def read_timeline(connection: Connection) -> int:
+    """Return the source's timeline."""
+    row = _ask(connection, "timeline")
+    assert row is not None
+    return int(row["timeline"])
+
+
+def read_end_of_wal(connection: Connection) -> Lsn:
+    """Return where the WAL ends now. A page's header is no part of it: no record ends there, and none may follow."""
+    row = _ask(connection, "end_of_wal")
+    assert row is not None
+    lsn = Lsn.parse(row["lsn"])
+    within = lsn % _PAGE_BYTES
+    return Lsn(lsn - within) if within in _PAGE_HEADERS_BYTES else lsn
+
+
+def read_pair(connection: Connection) -> Pair:
+    """Read a pair, in the order that makes it true: the end of the WAL last."""
+    row = _ask(connection, "oldest_xid")
+    assert row is not None
+    return Pair(int(row["xid"]), row["clock"], read_end_of_wal(connection))
+
+
+def send_heartbeat(connection: Connection) -> None:
+    """Write a message into the WAL, so that the stream of an idle database moves on."""
+    _ask(connection, "heartbeat")
+
+
+def check_slot(slot: SlotFacts, database: str) -> None:
+    """Raise OperatorError for a slot that cannot serve."""
+    if slot.plugin != "pgoutput" or slot.database != database:
+        raise OperatorError(
+            f"the replication slot {slot.name} is somebody else's",
+            why=f"it is of plugin {slot.plugin} and database {slot.database}",
+            mend="set listen.slot to another name",
+            id="slot_foreign",
+        )

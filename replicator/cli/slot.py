@@ -1,0 +1,81 @@
+"""The commands `slot list` and `slot drop`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from replicator.apply.stream_control import StreamControl
+from replicator.capture.publication import drop_publication
+from replicator.capture.source_state import SlotFacts, drop_slot, read_slot
+from replicator.cli.output import print_json, print_table
+from replicator.cli.session import open_control, open_settings
+from replicator.db import closing, translated
+from replicator.errors import EXIT_OK, UsageError
+from replicator.preparation import open_access
+from replicator.settings import Settings
+
+
+def describe_slot(slot: SlotFacts, invalid_in_s: float | None = None) -> dict[str, Any]:
+    """Return a slot as JSON has it."""
+    return {
+        "name": slot.name,
+        "active": slot.active,
+        "wal_status": slot.wal_status,
+        "lag_bytes": slot.lag_bytes,
+        "safe_wal_bytes": slot.safe_wal_bytes,
+        "invalid_in_seconds": invalid_in_s,
+    }
+
+
+def find_slot(settings: Settings) -> SlotFacts | None:
+    """Return the pipeline's slot as the source shows it."""
+    access = open_access(settings)
+    with closing(access.open(first=True)) as connection, translated("source"):
+        return read_slot(connection, settings.slot_name)
+
+
+def list_slots(config: Path | None, *, as_json: bool) -> int:
+    """Print the pipeline's slot."""
+    settings = open_settings(config)
+    slot = find_slot(settings)
+    if as_json:
+        print_json({"slots": [] if slot is None else [describe_slot(slot)]})
+        return EXIT_OK
+    columns = ("slot", "active", "wal status", "confirmed", "lag bytes", "safe wal bytes")
+    rows = [] if slot is None else [
+        (slot.name, slot.active, slot.wal_status, slot.confirmed and str(slot.confirmed), slot.lag_bytes,
+         slot.safe_wal_bytes)
+    ]  # fmt: skip
+    print_table(columns, rows, right=columns[4:])
+    return EXIT_OK
+
+
+def drop_slots(config: Path | None, *, yes: bool, as_json: bool) -> int:
+    """Drop the slot and what belongs to it. Raises UsageError without --yes, LockHeldError beside a listener."""
+    settings = open_settings(config)
+    name = settings.slot_name
+    if not yes:
+        raise UsageError(
+            f"without its slot {name} the stream cannot go on: the next `listen` copies everything",
+            why="nothing is destroyed without --yes",
+            mend="replicator slot drop --yes",
+        )
+    access = open_access(settings)
+    with open_control(settings) as control, closing(access.open(first=True)) as source:
+        with translated("target"):
+            control.migrate()
+            control.take_lock("listener", settings.lock_wait.total_seconds())
+        with translated("source"):
+            drop_slot(source, name)
+            gone = drop_publication(source, settings.publication_name)
+        with translated("target"):
+            StreamControl(control.connection, control.schema, control.pipeline).drop_stream()
+    if as_json:
+        print_json({"dropped": name, "publication_dropped": gone})
+    else:
+        print(
+            f"dropped slot {name}"
+            + ("" if gone else f"; publication {settings.publication_name} is not ours and stays")
+        )
+    return EXIT_OK

@@ -1,0 +1,257 @@
+"""The running stream: one thread reads and answers the source, one loads, one watches the source beside them.
+
+    reading thread  ── Changes ──►  loading thread  ── COMMIT ──►  confirm(position)
+
+While the loader works, whole transactions pile up and are folded; when it is free it takes what is there. So under low
+load every commit lands at once, and under high load in large batches. Past the memory cap nothing more is read, while
+keepalives go on being answered; a transaction larger than the cap lands piece by piece in one open transaction.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psycopg
+from structlog.typing import FilteringBoundLogger
+
+from replicator.apply.stream_load import Landed, StreamLoader
+from replicator.capture.collector import Collector
+from replicator.capture.envelope import Keepalive
+from replicator.capture.source_state import Pair, SlotFacts, read_end_of_wal, read_pair, read_slot, send_heartbeat
+from replicator.capture.walsender import WalSender
+from replicator.changes import Changes
+from replicator.db import Connection
+from replicator.errors import ReplicatorError, unexpected
+from replicator.position import Lsn
+
+_TICK_S = 1.0
+_IDLE_SAVE_S = 1.0
+_ASK_S = 0.05
+_WATCH_S = 1.0
+_DEFINITIONS_S = 10.0
+
+
+class LoadingThread(threading.Thread):
+    """Loads one batch at a time. error: what ended it; position: the last that is committed in the target."""
+
+    def __init__(self, loader: StreamLoader, sender: WalSender, position: Lsn, tell: Callable[[Landed, float], None]):
+        super().__init__(name="load", daemon=True)
+        self._loader, self._sender, self._tell = loader, sender, tell
+        self._queue: queue.SimpleQueue[Changes | None] = queue.SimpleQueue()
+        self.position = position
+        self.is_free = True
+        self.error: ReplicatorError | None = None
+        self.landed_stale: set[str] = set()
+
+    def submit(self, changes: Changes) -> None:
+        """Hand a batch over. Only while it is free."""
+        self.is_free = False
+        self._queue.put(changes)
+
+    def finish(self) -> None:
+        """End the thread once the batch in hand has landed, and roll back what is open."""
+        self._queue.put(None)
+        self.join()
+
+    def run(self) -> None:
+        """Load until told to finish, or until an error."""
+        try:
+            while (changes := self._queue.get()) is not None:
+                begun = time.monotonic()
+                landed = self._loader.load(changes)
+                if landed is not None:
+                    self.position = landed.position
+                    self._sender.confirm(landed.position)
+                    self.landed_stale |= changes.stale
+                    self._tell(landed, time.monotonic() - begun)
+                self.is_free = True
+                self._sender.wake()
+        except ReplicatorError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001  # a thread has nobody above it; the reading thread raises it
+            self.error = unexpected(error)
+        finally:
+            self._loader.abandon()
+            self._sender.wake()
+
+
+class Watch(threading.Thread):
+    """Looks at the source beside the stream: pairs, heartbeat, the slot's health, definitions that changed.
+
+    find_changed: returns the tables whose definition is not the one they were copied with.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        slot_name: str,
+        heartbeat_s: float,
+        find_changed: Callable[[Connection], set[str]],
+        log: FilteringBoundLogger,
+    ) -> None:
+        super().__init__(name="watch", daemon=True)
+        self._connection, self._slot_name, self._heartbeat_s = connection, slot_name, heartbeat_s
+        self._find_changed, self._log = find_changed, log
+        self._ended = threading.Event()
+        self._pairs: deque[Pair] = deque(maxlen=600)
+        self.slot: SlotFacts | None = None
+        self.changed: set[str] = set()
+
+    def run(self) -> None:
+        """Watch until `finish`. A lost connection ends it quietly: the stream notices it by itself."""
+        beat = time.monotonic()
+        looked = time.monotonic()
+        can_beat = self._heartbeat_s > 0
+        with suppress(psycopg.Error, ReplicatorError):
+            while True:
+                self._pairs.append(read_pair(self._connection))
+                self.slot = read_slot(self._connection, self._slot_name)
+                now = time.monotonic()
+                if can_beat and now - beat >= self._heartbeat_s:
+                    beat, can_beat = now, self._beat()
+                if now - looked >= _DEFINITIONS_S:
+                    looked = now
+                    self.changed |= self._find_changed(self._connection)
+                if self._ended.wait(_WATCH_S):
+                    return
+
+    def _beat(self) -> bool:
+        try:
+            send_heartbeat(self._connection)
+        except psycopg.Error as error:
+            self._log.info("heartbeat_unavailable", sqlstate=error.sqlstate)
+            return False
+        return True
+
+    def take_pair(self, position: Lsn) -> Pair | None:
+        """Return the newest pair that holds at a position, and forget the older ones."""
+        found = None
+        while self._pairs and self._pairs[0].lsn <= position:
+            found = self._pairs.popleft()
+        return found
+
+    def finish(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self.join(timeout=5.0)
+
+
+@dataclass
+class Until:
+    """When a bounded stream ends. lsn: once all up to there is in the target and confirmed; None: never."""
+
+    lsn: Lsn | None = None
+
+
+class Stream:
+    """One run of the stream, from its start to its end."""
+
+    def __init__(
+        self,
+        sender: WalSender,
+        collector: Collector,
+        loading: LoadingThread,
+        watch: Watch,
+        *,
+        cap_bytes: int,
+        until: Until,
+        stop: threading.Event,
+    ) -> None:
+        self.sender, self.collector, self.loading, self.watch = sender, collector, loading, watch
+        self.cap_bytes, self.until, self.stop = cap_bytes, until, stop
+        self._keepalive: Keepalive | None = None
+        self._saved_at = self._asked_at = 0.0
+        self._confirmed_end = loading.position
+
+    def run(self) -> None:
+        """Follow the stream until it is stopped, has reached its end, or a table is to be read again.
+
+        Raises what ended the loading thread, or the connection.
+        """
+        while not (self.stop.is_set() or self._is_done()):
+            if self.loading.error is not None:
+                raise self.loading.error
+            for table in self.watch.changed - self.collector.stale:
+                self.collector.discard(table)
+            if self.collector.changes.held_bytes >= self.cap_bytes and not self.loading.is_free:
+                self.sender.hold(_TICK_S)
+            else:
+                self._receive()
+            self._hand_over_if_due()
+            self._save_idle()
+        if self.loading.error is not None:
+            raise self.loading.error
+
+    def _is_done(self) -> bool:
+        if self.loading.landed_stale and self.loading.is_free:
+            return True
+        lsn = self.until.lsn
+        return lsn is not None and self.loading.position >= lsn and self.loading.is_free
+
+    def _receive(self) -> None:
+        busy = self.until.lsn is not None or self.collector.stale
+        collector, loading = self.collector, self.loading
+        for item in self.sender.receive(_ASK_S if busy else _TICK_S):
+            if isinstance(item, Keepalive):
+                self._keepalive = item
+                continue
+            collector.take(item)
+            if loading.is_free:
+                self._hand_over_if_due()
+
+    def _hand_over_if_due(self) -> None:
+        """Give the loader what is whole, or what is too much to hold."""
+        if not self.loading.is_free or self.loading.error is not None:
+            return
+        changes = self.collector.changes
+        if self.collector.in_transaction:
+            if changes.held_bytes >= self.cap_bytes:
+                self._hand_over()
+        elif changes.position is not None:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        changes = self.collector.hand_over()
+        if not changes.is_open and changes.position is not None:
+            self._seal(changes, changes.position)
+        self._keepalive = None
+        self.loading.submit(changes)
+
+    def _seal(self, changes: Changes, position: Lsn) -> None:
+        """Put in what the position makes true."""
+        pair = self.watch.take_pair(position)
+        if pair is not None:
+            changes.fresh_at, changes.repair_xid = pair.clock, pair.xid
+        changes.stale = frozenset(self.collector.stale - self.loading.landed_stale)
+
+    def _save_idle(self) -> None:
+        """With nothing in hand, go on to where the source says that all was sent: idle tables must not pin its WAL."""
+        now = time.monotonic()
+        wants = self.until.lsn is not None or bool(self.collector.stale)
+        if wants and self.loading.is_free and now - self._asked_at >= _ASK_S:
+            self._asked_at = now
+            self.sender.ask()
+        keepalive = self._keepalive
+        if keepalive is None or not self.loading.is_free or self.collector.in_transaction:
+            return
+        if not self.collector.changes.is_empty:
+            return
+        is_news = keepalive.wal_end > self.loading.position or bool(self.collector.stale)
+        if is_news and (keepalive.reply_requested or wants or now - self._saved_at >= _IDLE_SAVE_S):
+            self._saved_at = now
+            self._keepalive = None
+            changes = Changes(position=max(keepalive.wal_end, self.loading.position))
+            assert changes.position is not None
+            self._seal(changes, changes.position)
+            self.loading.submit(changes)
+
+
+def read_target_lsn(connection: Connection) -> Lsn:
+    """Return the end of the WAL: what `--until-caught-up` waits for."""
+    return read_end_of_wal(connection)

@@ -1,0 +1,111 @@
+"""The tables of a stream made ready: rules compiled, identity checked, target looked at, layout decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from replicator.apply.job import Job
+from replicator.apply.target import describe_target, plan_target
+from replicator.batch import Shape
+from replicator.capture.intake import Intake, Layout, identity_lost
+from replicator.capture.pgoutput import Relation as RelationMessage
+from replicator.db import Connection
+from replicator.digest import Digest
+from replicator.errors import ConfigError
+from replicator.inventory import Chosen
+from replicator.rules import compile_cell_rule, expression_masks, needs_source
+
+_GENERATED_SINCE = 180000
+VERSION = 1
+"""Every table has one shape in a session: with another one it is read again, in the next session."""
+
+
+@dataclass(frozen=True)
+class StreamedTable:
+    """A table of the stream. expected: (type OID, type modifier) of the columns that should come, by name."""
+
+    chosen: Chosen
+    job: Job
+    layout: Layout
+    shape: Shape
+    expected: dict[str, tuple[int, int]]
+
+    def make_intake(self, message: RelationMessage) -> Intake | None:
+        """Return the intake for a relation of this table; None when its shape is not the one that was copied.
+
+        Raises OperatorError when the source no longer says which row changed.
+        """
+        relation = self.job.mapping.relation
+        if {c.name: (c.type_oid, c.type_modifier) for c in message.columns} != self.expected:
+            return None
+        if message.oid == relation.oid and len(relation.members) == 1:
+            self._check_identity(message)
+        is_part = message.oid != relation.oid or relation.has_children
+        return Intake(message, self.layout, is_part=is_part)
+
+    def _check_identity(self, message: RelationMessage) -> None:
+        if message.identity == "f":
+            return
+        named = {column.name for column in message.columns if column.is_key}
+        key = {output.source.name for output in self.job.mapping.key_outputs}
+        if message.identity == "n" or not key or not key <= named:
+            raise identity_lost(self.job.table)
+
+
+def make_streamed(
+    target: Connection,
+    chosen: Chosen,
+    job: Job,
+    published: tuple[str, ...] | None,
+    *,
+    version: int,
+    mask_key: bytes | None,
+    digest: Digest,
+) -> StreamedTable | None:
+    """Return the table made ready; None when its target asks for more than the stream can bring: it is read again.
+
+    published: columns of the publication's list, None for all. version: the source's.
+    """
+    evolution, existing, types = plan_target(target, job)
+    if existing is None or evolution.before or evolution.after or evolution.rekeyed:
+        return None
+    shaped, shape = describe_target(target, job, existing, types, evolution, digest)
+    mapping = job.mapping
+    by_name = {output.name: output for output in mapping.outputs}
+    outputs = [by_name[column.name] for column in shaped.columns]
+    _check_key(job)
+    lists_generated = published is not None and version >= _GENERATED_SINCE
+    from_source = needs_source(mapping, job.settings)
+    rules = {
+        place: rule
+        for place, output in enumerate(outputs)
+        if (rule := compile_cell_rule(output, mapping.relation, job.settings, mask_key)) is not None
+    }
+    names = [output.name for output in outputs]
+    layout = Layout(
+        table=job.table,
+        version=VERSION,
+        columns=tuple(output.source.name for output in outputs),
+        rules=rules,
+        constant=frozenset(n for n, o in enumerate(outputs) if job.settings.mask.get(o.source.name) == "null"),
+        key=tuple(names.index(name) for name in mapping.key),
+        from_source=from_source,
+    )
+    expected = {
+        column.name: (column.type_oid, column.typmod)
+        for column in mapping.relation.columns
+        if (published is None or column.name in published) and (not column.generated or lists_generated)
+    }
+    return StreamedTable(chosen, job, layout, shape, expected)
+
+
+def _check_key(job: Job) -> None:
+    masks = expression_masks(job.settings)
+    masked = [output.source.name for output in job.mapping.key_outputs if output.source.name in masks]
+    if masked:
+        raise ConfigError(
+            f"{job.table}: key column {masked[0]} is masked with an SQL expression",
+            why="of a deleted row the stream knows the key alone, and cannot compute what it became",
+            mend="mask it with hash, or configure another key",
+            table=job.table,
+        )
