@@ -208,7 +208,7 @@ class Pair:
         return f"slot_{self.source_db}"
 
     def publish(self, *tables: str) -> None:
-        """Do what the source's owner does for a listener: grant SELECT, and publish tables (all of public by default)."""
+        """Do what the source's owner does for a listener: grant SELECT, publish tables (all of public by default)."""
         self.grant()
         names = ", ".join(tables)
         what = sql.SQL("table " + names if names else "tables in schema public")

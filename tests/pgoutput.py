@@ -17,9 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from replicator.capture.pgoutput import (
-    UNCHANGED,
     Begin,
-    Cells,
     Commit,
     Delete,
     Insert,
@@ -32,6 +30,7 @@ from replicator.capture.pgoutput import (
     Update,
     decode,
 )
+from replicator.cell import UNCHANGED, Cells
 from replicator.errors import StreamError
 
 EXTREMES = (b"\x00", b"\x01", b"\x7f", b"\x80", b"\xff")

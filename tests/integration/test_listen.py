@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from psycopg import sql
 
 from tests.conftest import MakePair
 from tests.pair import Pair
+from tests.wait import wait_until
 
 
 @pytest.fixture
@@ -36,3 +38,257 @@ def test_a_first_run_copies_and_later_ones_bring_every_change(streamed: Pair) ->
     streamed.assert_equal("public.t")
     row = streamed.control_rows("public.t", path="listen", load_type="stream")[-1]
     assert (row["rows_extracted"], row["status"], row["strategy"]) == (32, "success", "stream")
+
+
+def test_what_an_update_left_unsent_is_kept(streamed: Pair) -> None:
+    """S1: a large value that an update does not touch is not sent; it is neither NULL nor lost."""
+    streamed.source.execute(
+        "create table t (id int primary key, n int, big text);"
+        "alter table t alter big set storage external;"
+        "insert into t select n, 0, repeat('x' || n, 5000) from generate_series(1, 9) n"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.target.execute("alter table t add column local text default 'mine'")
+    streamed.source.execute(
+        "update t set n = 1 where id = 1;"
+        "begin; insert into t values (20, 0, repeat('y', 9000)); update t set n = 2 where id = 20; commit;"
+        "update t set id = 102 where id = 2;"
+        "begin; update t set id = 103 where id = 3; update t set id = 203, n = 3 where id = 103; commit;"
+        "begin; update t set big = repeat('z', 9000) where id = 4; update t set id = 104 where id = 4; commit;"
+        "begin; update t set id = 0 where id = 5; update t set id = 5 where id = 6; update t set id = 6 where id = 0; commit"
+    )
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    assert streamed.target.execute("select count(*) from t where local = 'mine'").fetchone() == (10,)
+
+
+def test_a_row_that_the_target_lost_is_read_again(streamed: Pair) -> None:
+    """S1, T1: an update of a row that was deleted here by hand brings the whole row back."""
+    streamed.source.execute(
+        "create table t (id int primary key, n int, big text); alter table t alter big set storage external;"
+        "insert into t select n, 0, repeat('x' || n, 5000) from generate_series(1, 3) n"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.target.execute("delete from t where id in (1, 2)")
+    streamed.source.execute("update t set n = 1 where id = 1; update t set id = 22 where id = 2")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+
+
+def test_changes_of_one_key_fold_to_the_last(streamed: Pair) -> None:
+    """S2, S3: insert, update, delete, insert of one key; chains and swaps of keys, in one transaction and in many."""
+    streamed.source.execute("create table t (id int primary key, note text); insert into t values (1, 'a'), (2, 'b')")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    changes = (
+        "insert into t values (3, 'c'); update t set note = 'cc' where id = 3; delete from t where id = 3;"
+        "insert into t values (3, 'again'); update t set id = 10 where id = 1; update t set id = 11 where id = 10;"
+        "update t set id = 0 where id = 2; update t set id = 2 where id = 11; update t set id = 11 where id = 0;"
+    )
+    streamed.source.execute("begin;" + changes + "commit")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    for change in ("delete from t; insert into t values (1, 'a'), (2, 'b');" + changes).split(";")[:-1]:
+        streamed.source.execute(change)
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+
+
+def test_tables_without_a_key_keep_every_copy(streamed: Pair) -> None:
+    """S4: REPLICA IDENTITY FULL with NULLs and duplicates; exactly one of equal rows goes."""
+    streamed.source.execute(
+        "create table t (a int, b text, c numeric); alter table t replica identity full;"
+        "insert into t values (1, 'x', 1.0), (1, 'x', 1.0), (1, 'x', 1.00), (null, null, null), (null, null, null);"
+        "create table empty (); alter table empty replica identity full"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t", "public.empty"])
+    catch_up(streamed)
+    streamed.source.execute(
+        "delete from t where ctid in (select ctid from t where a = 1 and c::text = '1.0' limit 1);"
+        "delete from t where ctid in (select ctid from t where a is null limit 1);"
+        "insert into t values (7, null, 'NaN'), (7, null, 'NaN'); update t set b = 'y' where a = 7;"
+        "insert into empty default values; insert into empty default values"
+    )
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    assert streamed.target.execute("select count(*) from empty").fetchone() == (2,)
+
+
+def test_a_truncate_stands_in_its_place(streamed: Pair) -> None:
+    """S5: with inserts before and after, of several tables at once, and in a savepoint that was rolled back."""
+    streamed.source.execute(
+        "create table t (id int primary key, note text); insert into t select n, 'x' from generate_series(1, 9) n;"
+        "create table child (id int primary key, t int references t); insert into child values (1, 1)"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.*"])
+    catch_up(streamed)
+    streamed.source.execute(
+        "begin; insert into t values (100, 'before'); savepoint s; truncate t cascade; rollback to s;"
+        "truncate t restart identity cascade; insert into t values (1, 'after'), (2, 'after'); commit;"
+        "update t set note = 'later' where id = 2; insert into child values (5, 1)"
+    )
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    streamed.assert_equal("public.child")
+
+
+def test_rules_hold_for_the_stream_as_for_the_sync(streamed: Pair) -> None:
+    streamed.source.execute(
+        "create table t (id int primary key, account int, name text, phone text, score float8, note text, big text);"
+        "alter table t alter big set storage external;"
+        "insert into t select n, n % 2, 'name ' || n, 'phone ' || n, 'NaN', 'NaT', repeat('b' || n, 3000)"
+        " from generate_series(1, 20) n"
+    )
+    streamed.publish()
+    (streamed.dir / "mask.key").write_text("secret of the masks")
+    rules = {
+        "name": "public.t", "exclude": ["phone"], "rename": {"note": "remark"}, "nan_to_null": True,
+        "null_values": ["NaT"], "mask": {"name": "hash"},
+    }  # fmt: skip
+    (streamed.dir / "where").mkdir()
+    for extra in ({}, {"where": "account = 1", "mask": {"name": "hash", "score": "score * 2"}}):
+        streamed.write_config(tables=[rules | extra], privacy={"mask_key_file": str(streamed.dir / "mask.key")})
+        catch_up(streamed)
+        streamed.source.execute(
+            "update t set score = 1.5, note = 'x' where id < 5; update t set account = 1 - account where id in (7, 8);"
+            "update t set name = null where id = 9; update t set id = id + 1000 where id in (10, 11);"
+            "delete from t where id in (12, 13); insert into t values (50 + (select count(*) from t), 1, 'n', 'p', 'NaN', 'NaT', '')"
+        )
+        catch_up(streamed)
+        (before,) = streamed.target.execute("select jsonb_agg(to_jsonb(t) order by id) from t").fetchall()
+        streamed.run("slot", "drop", "--yes")
+        streamed.run("sync", "--full")
+        (after,) = streamed.target.execute("select jsonb_agg(to_jsonb(t) order by id) from t").fetchall()
+        assert before == after
+        assert before[0]
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "alter table t add column more text default 'filled'",
+        "alter table t drop column note",
+        "alter table t rename column note to remark",
+        "alter table t alter n type bigint",
+        "alter table t add column filled int; update t set filled = id",
+        "begin; alter table t add column more int; savepoint s; alter table t drop column note; rollback to s; commit",
+    ],
+)
+def test_a_changed_table_is_followed(streamed: Pair, ddl: str) -> None:
+    """S7, S8, S9: columns added, dropped, renamed, widened between two changes."""
+    streamed.source.execute(
+        "create table t (id int primary key, n int, note text); insert into t select n, n, 'x' from generate_series(1, 50) n;"
+        "create table u (id int primary key)"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t", "public.u"])
+    catch_up(streamed)
+    streamed.source.execute("insert into t values (51, 51, 'before')")
+    streamed.source.execute(ddl)
+    streamed.source.execute(
+        "insert into t (id, n) values (52, 52); update t set n = 0 where id = 1; insert into u values (1)"
+    )
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    streamed.assert_equal("public.u")
+
+
+def test_a_new_enum_label_is_followed(streamed: Pair) -> None:
+    """S7: the label is new to the target when its first row comes."""
+    streamed.source.execute("create type mood as enum ('ok'); create table t (id int primary key, m mood)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    with streamed.popen("listen") as listening:
+        wait_until(lambda: "stream_started" in listening.stderr, what="the stream")
+        streamed.source.execute("alter type mood add value 'great'")
+        streamed.source.execute("insert into t values (1, 'great')")
+        wait_until(lambda: streamed.target.execute("select m::text from t").fetchall() == [("great",)], what="the row")
+        listening.send(signal.SIGTERM)
+        listening.wait(check=0)
+
+
+def test_partitions_come_under_their_root(streamed: Pair) -> None:
+    """S6: rows that move between partitions, a partition attached with rows, detached, truncated."""
+    streamed.source.execute(
+        "create table t (id int, day date, note text, primary key (id, day)) partition by range (day);"
+        "create table t1 partition of t for values from ('2026-01-01') to ('2026-02-01');"
+        "create table t2 partition of t for values from ('2026-02-01') to ('2026-03-01');"
+        "insert into t select n, '2026-01-10', 'x' from generate_series(1, 20) n;"
+        "create table t3 (like t including all); insert into t3 select n, '2026-03-05', 'y' from generate_series(1, 5) n"
+    )
+    streamed.publish("public.t")
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.source.execute(
+        "update t set day = '2026-02-03' where id < 5; insert into t values (99, '2026-02-09', 'z')"
+    )
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    streamed.source.execute("alter table t attach partition t3 for values from ('2026-03-01') to ('2026-04-01')")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    streamed.source.execute("truncate t1")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    streamed.source.execute("alter table t detach partition t3")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+
+
+def test_a_table_added_to_the_configuration_joins(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key); insert into t values (1)")
+    streamed.source.execute(
+        "create table u (a int); alter table u replica identity full; insert into u values (1), (1)"
+    )
+    streamed.publish("public.t", "public.u")
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.source.execute("insert into t values (2); insert into u values (2)")
+    streamed.write_config(tables=["public.t", "public.u"])
+    catch_up(streamed)
+    streamed.source.execute("insert into t values (3); insert into u values (3)")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    streamed.assert_equal("public.u")
+
+
+def test_a_lost_slot_is_refused_and_its_gap_repaired(streamed: Pair) -> None:
+    """S19: changes that no slot kept are pulled by the age of rows, deletes too."""
+    streamed.source.execute(
+        "create table t (id int primary key, n int); insert into t select n, n from generate_series(1, 100) n"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.source.execute("select pg_drop_replication_slot(%s)", [streamed.slot])
+    streamed.source.execute(
+        "update t set n = 0 where id < 10; delete from t where id = 50; insert into t values (101, 1)"
+    )
+    assert "--repair-gap" in catch_up(streamed, check=1)
+    assert streamed.target.execute("select count(*) from t where n = 0").fetchone() == (0,)
+    catch_up(streamed, "--repair-gap")
+    streamed.assert_equal("public.t")
+    row = streamed.control_rows("public.t", path="repair")[-1]
+    assert (row["load_type"], row["rows_extracted"]) == ("incremental", 10)
+
+
+def test_a_slot_that_was_advanced_behind_our_back_is_a_gap(streamed: Pair) -> None:
+    """S19."""
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.source.execute("insert into t values (1)")
+    advance = sql.SQL("select pg_replication_slot_advance({}, pg_current_wal_lsn())").format(streamed.slot)
+    streamed.source.execute(advance)
+    assert "slot_ahead" in catch_up(streamed, check=1)
+    catch_up(streamed, "--repair-gap")
+    streamed.assert_equal("public.t")

@@ -11,7 +11,6 @@ from psycopg import sql
 
 from replicator.capture.envelope import Keepalive
 from replicator.capture.pgoutput import (
-    UNCHANGED,
     Begin,
     Commit,
     Delete,
@@ -26,6 +25,7 @@ from replicator.capture.pgoutput import (
     decode,
 )
 from replicator.capture.walsender import WalSender
+from replicator.cell import UNCHANGED
 from tests.conftest import SharedServers
 from tests.pgoutput import encode, torture
 from tests.servers import VERSIONS, Server

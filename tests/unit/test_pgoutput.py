@@ -15,10 +15,7 @@ from hypothesis import strategies as st
 from replicator.capture.envelope import EPOCH_OFFSET_S, Header, Keepalive, encode_status, read_envelope, read_header
 from replicator.capture.pgoutput import (
     MAX_COLUMNS,
-    UNCHANGED,
     Begin,
-    Cell,
-    Cells,
     Column,
     Commit,
     Delete,
@@ -32,6 +29,7 @@ from replicator.capture.pgoutput import (
     Update,
     decode,
 )
+from replicator.cell import UNCHANGED, Cell, Cells
 from replicator.errors import StreamError
 from replicator.position import Lsn
 from replicator.trace import scrub_traceback
