@@ -114,17 +114,24 @@ class Listener:
         self.access = open_access(settings)
         self.result = ListenResult(uuid.uuid4())
         self.log = get_logger().bind(run_id=str(self.result.execution_id))
-        is_bounded = until_caught_up or until_lsn is not None
-        self.patience = Patience(self.stop, self.log, limit_s=PASSING_LIMIT_S if is_bounded else math.inf)
+        self.is_bounded = until_caught_up or until_lsn is not None
+        self.patience = Patience(self.stop, self.log, limit_s=PASSING_LIMIT_S if self.is_bounded else math.inf)
         self.is_connected = False
 
     def run(self) -> ListenResult:
         """Listen. Raises what only an operator can mend; passing errors are borne, for ever unless bounded."""
         self.log.info("run_started", path="listen", triggered_by="listener")
-        for attempt in self.patience.attempts():
-            with attempt:
-                while self._run_session() is Outcome.AGAIN and not self.stop.is_set():
-                    pass
+        try:
+            for attempt in self.patience.attempts():
+                with attempt:
+                    while self._run_session() is Outcome.AGAIN and not self.stop.is_set():
+                        pass
+        except PassingError:
+            # Asked to end amid a retry: what was in hand is unconfirmed, and the source sends it again.
+            if not self.stop.is_set():
+                raise
+        if self.stop.is_set() and self.is_bounded:
+            raise _stopped_early()
         self.log.info(
             "run_finished",
             path="listen",
@@ -141,6 +148,15 @@ class Listener:
             except OperatorError as error:
                 session.record_failure(error)
                 raise
+
+
+def _stopped_early() -> OperatorError:
+    return OperatorError(
+        "the listener was stopped before it reached its end",
+        why="a signal asked the process to end",
+        mend="nothing is lost: run it again",
+        id="interrupted",
+    )
 
 
 class _Session:

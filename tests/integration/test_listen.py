@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from psycopg import sql
 
@@ -57,7 +59,8 @@ def test_what_an_update_left_unsent_is_kept(streamed: Pair) -> None:
         "update t set id = 102 where id = 2;"
         "begin; update t set id = 103 where id = 3; update t set id = 203, n = 3 where id = 103; commit;"
         "begin; update t set big = repeat('z', 9000) where id = 4; update t set id = 104 where id = 4; commit;"
-        "begin; update t set id = 0 where id = 5; update t set id = 5 where id = 6; update t set id = 6 where id = 0; commit"
+        "begin; update t set id = 0 where id = 5; update t set id = 5 where id = 6;"
+        " update t set id = 6 where id = 0; commit"
     )
     catch_up(streamed)
     streamed.assert_equal("public.t")
@@ -159,7 +162,8 @@ def test_rules_hold_for_the_stream_as_for_the_sync(streamed: Pair) -> None:
         streamed.source.execute(
             "update t set score = 1.5, note = 'x' where id < 5; update t set account = 1 - account where id in (7, 8);"
             "update t set name = null where id = 9; update t set id = id + 1000 where id in (10, 11);"
-            "delete from t where id in (12, 13); insert into t values (50 + (select count(*) from t), 1, 'n', 'p', 'NaN', 'NaT', '')"
+            "delete from t where id in (12, 13);"
+            "insert into t values (50 + (select count(*) from t), 1, 'n', 'p', 'NaN', 'NaT', '')"
         )
         catch_up(streamed)
         (before,) = streamed.target.execute("select jsonb_agg(to_jsonb(t) order by id) from t").fetchall()
@@ -184,7 +188,8 @@ def test_rules_hold_for_the_stream_as_for_the_sync(streamed: Pair) -> None:
 def test_a_changed_table_is_followed(streamed: Pair, ddl: str) -> None:
     """S7, S8, S9: columns added, dropped, renamed, widened between two changes."""
     streamed.source.execute(
-        "create table t (id int primary key, n int, note text); insert into t select n, n, 'x' from generate_series(1, 50) n;"
+        "create table t (id int primary key, n int, note text);"
+        "insert into t select n, n, 'x' from generate_series(1, 50) n;"
         "create table u (id int primary key)"
     )
     streamed.publish()
@@ -222,7 +227,8 @@ def test_partitions_come_under_their_root(streamed: Pair) -> None:
         "create table t1 partition of t for values from ('2026-01-01') to ('2026-02-01');"
         "create table t2 partition of t for values from ('2026-02-01') to ('2026-03-01');"
         "insert into t select n, '2026-01-10', 'x' from generate_series(1, 20) n;"
-        "create table t3 (like t including all); insert into t3 select n, '2026-03-05', 'y' from generate_series(1, 5) n"
+        "create table t3 (like t including all);"
+        "insert into t3 select n, '2026-03-05', 'y' from generate_series(1, 5) n"
     )
     streamed.publish("public.t")
     streamed.write_config(tables=["public.t"])
