@@ -314,18 +314,15 @@ MUTANTS = (
     ),
     Mutant(
         "B19",
-        "sessions write values in the styles of their database and role",
+        "sessions keep their database's IntervalStyle",
         (VALUES + "test_settings_of_the_source_change_no_text_that_a_rule_writes[18-18]",),
-        (
-            Change(
-                "replicator/db.py", "from typing import Any\n", "from itertools import islice\nfrom typing import Any\n"
-            ),
-            Change(
-                "replicator/db.py",
-                "names, values = list(PINNED), list(PINNED.values())",
-                "names, values = (list(islice(it, 12, None)) for it in (PINNED, PINNED.values()))",
-            ),
-        ),
+        (Change("replicator/db.py", '    "IntervalStyle": "postgres",\n', ""),),
+    ),
+    Mutant(
+        "B19",
+        "sessions keep their database's extra_float_digits",
+        (VALUES + "test_settings_of_the_source_change_no_text_that_a_rule_writes[18-18]",),
+        (Change("replicator/db.py", '    "extra_float_digits": "3",\n', ""),),
     ),
     Mutant(
         "B20",
