@@ -1,7 +1,7 @@
 # Needs make and Python 3.11 or later; uses uv where it is on the PATH, venv and pip otherwise.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all bench install lock clean
+.PHONY: help demo check test test-all mutants bench install lock clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -13,6 +13,7 @@ help:
 	@echo "make test      every test on PostgreSQL 18, what depends on the version on 15 and 16 too"
 	@echo "make check     ruff, import-linter, mypy, unit tests: seconds, no server"
 	@echo "make test-all  every test on every crossing of 15, 16 and 18"
+	@echo "make mutants   plants known bugs one at a time: a test must catch each (ONLY=B12 for one; ten minutes)"
 	@echo "make bench     this project beside the hand-written pipe, in one run"
 	@echo "make lock      pins the packages anew (needs uv)"
 
@@ -31,6 +32,9 @@ test: .venv/dev.stamp
 
 test-all: .venv/dev.stamp
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --matrix
+
+mutants: .venv/dev.stamp
+	$(BIN)/python -m tests.mutants $(ONLY)
 
 bench: .venv/bench.stamp
 	$(BIN)/python -m tests.benchmarks

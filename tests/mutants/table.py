@@ -1,0 +1,401 @@
+"""The mutants, in the order of their bugs. The copied text is what a unit test finds exactly once in its file."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Change, Mutant
+
+TRANSACTION = "tests/integration/test_hazard_transaction.py::"
+LOCK = "tests/integration/test_hazard_lock.py::"
+OBSERVATION = "tests/integration/test_hazard_observation.py::"
+SAFETY = "tests/integration/test_safety_stop.py::"
+WRAPAROUND = "tests/integration/test_hazard_wraparound.py::"
+VALUES = "tests/integration/test_hazard_values.py::"
+NAMES = "tests/integration/test_hazard_names.py::"
+FAULTS = "tests/chaos/test_faults.py::"
+
+MUTANTS = (
+    Mutant(
+        "B4",
+        "the position is saved ahead of the data, in a transaction of its own",
+        (SAFETY + "test_an_emptied_source_does_not_empty_the_target[18-18-delete from t-xmin]",),
+        (
+            Change(
+                "replicator/apply/loader.py",
+                """\
+        with session.connection.transaction():
+            for current in loads:
+                current.prepare()
+""",
+                """\
+        with session.connection.transaction():
+            for current in [load for load in loads if load.job.record.state.lsn]:
+                current.prepare()
+                current.finish()
+        with session.connection.transaction():
+            for current in loads:
+                current.prepare()
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B4",
+        "the position is saved after the data, in a transaction of its own",
+        (FAULTS + "test_data_whose_commit_got_no_answer_is_not_loaded_twice[18-18]",),
+        (
+            Change(
+                "replicator/apply/loader.py",
+                """\
+                current.audit()
+                current.finish()
+""",
+                """\
+                current.audit()
+        for current in loads:
+            current.finish()
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B6",
+        "a watermark read begins after the mark (> for >=)",
+        (TRANSACTION + "test_a_row_stamped_exactly_at_the_boundary_is_not_lost[18-18-watermark]",),
+        (Change("replicator/capture/pull.py", "{column} >= {mark} OR", "{column} > {mark} OR"),),
+    ),
+    Mutant(
+        "B6",
+        "an xmin read begins after the position (> for >=)",
+        (TRANSACTION + "test_the_oldest_transaction_that_was_open_is_inside_the_next_read[18-18-xmin]",),
+        (
+            Change(
+                "replicator/capture/pull.py",
+                "age(xmin) BETWEEN 0 AND age({}::xid)",
+                "age(xmin) BETWEEN 0 AND age({}::xid) - 1",
+            ),
+        ),
+    ),
+    Mutant(
+        "B7",
+        "the mark is the greatest stamp of the target",
+        (TRANSACTION + "test_a_late_commit_with_an_old_stamp_is_not_lost[18-18-watermark]",),
+        (
+            Change(
+                "replicator/apply/table_load.py",
+                "from dataclasses import dataclass, field\n",
+                "from dataclasses import dataclass, field, replace\n",
+            ),
+            Change(
+                "replicator/apply/table_load.py",
+                '''\
+        """Write position and record, in the same transaction as the data."""
+''',
+                '''\
+        """Write position and record, in the same transaction as the data."""
+        if self.job.mapping.watermark is not None:
+            query = sql.SQL("SELECT max({}) AS mark FROM {}")
+            column = sql.Identifier(self.job.mapping.watermark.name)
+            row = self.session.connection.execute(query.format(column, self.target.table)).fetchone()
+            assert row is not None
+            self.reading = replace(self.reading, next_mark=row["mark"])
+''',
+            ),
+        ),
+    ),
+    Mutant(
+        "B7",
+        "the mark is the clock of the snapshot, whatever was open",
+        (TRANSACTION + "test_a_late_commit_with_an_old_stamp_is_not_lost[18-18-watermark]",),
+        (Change("replicator/reading.py", "if not observation.transactions & newest.transactions:", "if True:"),),
+    ),
+    Mutant(
+        "B8",
+        "the position is the snapshot's xmax",
+        (TRANSACTION + "test_a_late_commit_with_an_old_stamp_is_not_lost[18-18-xmin]",),
+        (
+            Change(
+                "sql/queries/source.sql",
+                "pg_catalog.pg_snapshot_xmin(s.snapshot)::text as xmin",
+                "pg_catalog.pg_snapshot_xmax(s.snapshot)::text as xmin",
+            ),
+        ),
+    ),
+    Mutant(
+        "B8",
+        "the position never goes back: max(old, new)",
+        ("tests/integration/test_hazard_standby.py::test_another_standby_the_next_night_which_lags[18-18]",),
+        (
+            Change(
+                "replicator/apply/control.py",
+                " xid_position=str(facts.xmin),",
+                " xid_position=str(max(facts.xmin, before.xid_position or 0)),",
+            ),
+        ),
+    ),
+    Mutant(
+        "B9",
+        "rows are new if the last snapshot's list does not show their xmin",
+        (TRANSACTION + "test_savepoints_released_and_rolled_back_in_a_late_transaction[18-18-xmin]",),
+        (
+            Change(
+                "replicator/capture/pull.py",
+                """\
+    assert row is not None
+    facts = SnapshotFacts(
+""",
+                """\
+    assert row is not None
+    place = Path("last_snapshot")
+    SEEN.append(place.read_text() if place.exists() else "")
+    place.write_text(str(connection.execute("SELECT pg_catalog.pg_current_snapshot()::text AS s").fetchone()["s"]))
+    facts = SnapshotFacts(
+""",
+            ),
+            Change("replicator/capture/pull.py", "\n_BEGIN = ", "\nfrom pathlib import Path\nSEEN = []\n_BEGIN = "),
+            Change(
+                "replicator/capture/pull.py",
+                'sql.SQL("age(xmin) BETWEEN 0 AND age({}::xid)").format(sql.Literal(str(wrap_xid(reading.since_xid))))',
+                'sql.SQL("NOT pg_visible_in_snapshot(xmin::text::xid8, {})").format(sql.Literal(SEEN[-1]))',
+            ),
+        ),
+    ),
+    Mutant(
+        "B10",
+        "transaction ids are compared as plain numbers",
+        (WRAPAROUND + "test_transaction_ids_that_pass_2_to_the_31_and_2_to_the_32[18-18-xmin]",),
+        (
+            Change(
+                "replicator/capture/pull.py",
+                "age(xmin) BETWEEN 0 AND age({}::xid)",
+                "xmin::text::bigint >= {}::bigint",
+            ),
+        ),
+    ),
+    Mutant(
+        "B10",
+        "a position is compared however long ago it was",
+        (WRAPAROUND + "test_transaction_ids_that_pass_2_to_the_31_and_2_to_the_32[18-18-xmin]",),
+        (Change("replicator/position.py", "return 0 <= now - position < _XID_HORIZON", "return 0 <= now - position"),),
+    ),
+    Mutant(
+        "B11",
+        "open transactions are observed after the snapshot",
+        (OBSERVATION + "test_what_a_snapshot_does_not_see_was_observed_or_began_later[18-18-plain]",),
+        (
+            Change(
+                "replicator/capture/pull.py",
+                """\
+        observation = observe(watcher, [pid, watcher.info.backend_pid])
+        row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
+""",
+                """\
+        row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
+        observation = observe(watcher, [pid, watcher.info.backend_pid])
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B11",
+        "the clock is read after the open transactions",
+        (OBSERVATION + "test_what_a_snapshot_does_not_see_was_observed_or_began_later[18-18-plain]",),
+        (
+            Change(
+                "replicator/capture/pull.py",
+                """\
+    observed_at = _value(connection, "observe_clock")
+    transactions = _value(connection, "observe_transactions", own=list(own))
+""",
+                """\
+    transactions = _value(connection, "observe_transactions", own=list(own))
+    observed_at = _value(connection, "observe_clock")
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B11",
+        "prepared transactions are counted before the open ones are listed",
+        (OBSERVATION + "test_what_a_snapshot_does_not_see_was_observed_or_began_later[18-18-prepared]",),
+        (
+            Change(
+                "replicator/capture/pull.py",
+                """\
+    transactions = _value(connection, "observe_transactions", own=list(own))
+    prepared = _value(connection, "observe_prepared")
+""",
+                """\
+    prepared = _value(connection, "observe_prepared")
+    transactions = _value(connection, "observe_transactions", own=list(own))
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B12",
+        "prepared transactions are not counted",
+        (TRANSACTION + "test_a_prepared_transaction_that_is_pending_over_two_nights_is_not_lost[18-18-watermark]",),
+        (
+            Change(
+                "sql/queries/source.sql",
+                "select count(*)::int as prepared from pg_catalog.pg_prepared_xacts",
+                "select count(*)::int - count(*)::int as prepared from pg_catalog.pg_prepared_xacts",
+            ),
+        ),
+    ),
+    Mutant(
+        "B12",
+        "the mark moves on while a prepared transaction is pending",
+        (TRANSACTION + "test_a_prepared_transaction_that_is_pending_over_two_nights_is_not_lost[18-18-watermark]",),
+        (Change("replicator/reading.py", "if newest.prepared:", "if False:"),),
+    ),
+    Mutant(
+        "B13",
+        "tables are read in READ COMMITTED, each statement in a snapshot of its own",
+        (TRANSACTION + "test_what_commits_between_the_snapshot_and_the_read_comes_the_next_night[18-18-xmin]",),
+        (
+            Change(
+                "replicator/capture/pull.py",
+                "BEGIN ISOLATION LEVEL REPEATABLE READ",
+                "BEGIN ISOLATION LEVEL READ COMMITTED",
+            ),
+            Change("replicator/capture/pull.py", 'sql.SQL("SET TRANSACTION SNAPSHOT {}")', 'sql.SQL("SELECT {}")'),
+        ),
+    ),
+    Mutant(
+        "B14",
+        "the snapshot is taken before the tables are locked",
+        (LOCK + "test_a_change_that_is_under_way_is_waited_for[18-18-truncate-xmin]",),
+        (
+            Change(
+                "replicator/capture/pull.py",
+                """\
+        failures = _lock(connection, relations)
+        observation = observe(watcher, [pid, watcher.info.backend_pid])
+        row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
+""",
+                """\
+        observation = observe(watcher, [pid, watcher.info.backend_pid])
+        row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
+        failures = _lock(connection, relations)
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B14",
+        "the tables are not locked for the snapshot",
+        (LOCK + "test_a_change_that_is_under_way_is_waited_for[18-18-truncate-xmin]",),
+        (Change("replicator/capture/pull.py", "failures = _lock(connection, relations)", "failures = {}"),),
+    ),
+    Mutant(
+        "B14",
+        "a reader relies on the lock of the session that took the snapshot",
+        (LOCK + "test_a_read_gives_way_to_a_change_that_waits_too_long[18-18-1.0-xmin]",),
+        (
+            Change(
+                "replicator/round.py",
+                "if not reader.try_lock(job.mapping.relation) or self.given_way.is_set():",
+                "if False:",
+            ),
+        ),
+    ),
+    Mutant(
+        "B15",
+        "row security is left on",
+        (SAFETY + "test_row_security_below_a_view[18-18-True]",),
+        (Change("replicator/capture/pull.py", 'connection.execute("SET LOCAL row_security = off")', "pass"),),
+    ),
+    Mutant(
+        "B19",
+        "sessions keep the settings of their database and role",
+        (VALUES + "test_settings_of_the_two_databases_change_no_value[18-18-keyed]",),
+        (Change("replicator/db.py", "            pin_session(connection)\n", ""),),
+    ),
+    Mutant(
+        "B19",
+        "sessions keep their database's IntervalStyle",
+        (VALUES + "test_settings_of_the_source_change_no_text_that_a_rule_writes[18-18]",),
+        (Change("replicator/db.py", '    "IntervalStyle": "postgres",\n', ""),),
+    ),
+    Mutant(
+        "B19",
+        "sessions keep their database's extra_float_digits",
+        (VALUES + "test_settings_of_the_source_change_no_text_that_a_rule_writes[18-18]",),
+        (Change("replicator/db.py", '    "extra_float_digits": "3",\n', ""),),
+    ),
+    Mutant(
+        "B20",
+        "rows are compared by IS DISTINCT FROM",
+        (
+            "tests/integration/test_hazard_target.py::test_values_that_are_equal_and_yet_different_are_written[18-18-equal-xmin]",
+        ),
+        (
+            Change(
+                "replicator/apply/merge.py",
+                "row({})::record OPERATOR(pg_catalog.*<>) row({})::record",
+                "row({}) IS DISTINCT FROM row({})",
+            ),
+        ),
+    ),
+    Mutant(
+        "B21",
+        "a changed definition or rule is not noticed",
+        ("tests/integration/test_hazard_schema.py::test_a_prebuilt_table_that_is_swapped_in_by_rename[18-18-xmin]",),
+        (Change("replicator/reading.py", "if state.fingerprint != fingerprint:", "if False:"),),
+    ),
+    Mutant(
+        "B26",
+        "the target's name is put between quotes by hand",
+        (NAMES + "test_odd_names_of_schemas_tables_and_columns_are_only_names[18-18]",),
+        (
+            Change(
+                "replicator/apply/merge.py",
+                "return sql.Identifier(self.schema, self.name)",
+                """return sql.SQL(f'"{self.schema}"."{self.name}"')""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B26",
+        "the source's name is put between quotes by hand",
+        (NAMES + "test_odd_names_of_schemas_tables_and_columns_are_only_names[18-18]",),
+        (
+            Change(
+                "replicator/rules.py",
+                "return sql.Identifier(self.relation.schema, self.relation.name)",
+                """return sql.SQL(f'"{self.relation.schema}"."{self.relation.name}"')""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B26",
+        "the control schema's name is put between quotes by hand",
+        (NAMES + "test_odd_names_serve_in_rules_and_on_the_command_line[18-18]",),
+        (
+            Change(
+                "replicator/statement.py",
+                "sql.Identifier(control).as_string()",
+                """f'"{control}"'""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B27",
+        "a table whose COMMIT got no answer is loaded again",
+        (FAULTS + "test_data_whose_commit_got_no_answer_is_not_loaded_twice[18-18]",),
+        (
+            Change(
+                "replicator/pipeline.py",
+                'return [chosen for chosen in left if statuses.get(chosen.table) == "running"]',
+                "return list(left)",
+            ),
+        ),
+    ),
+    Mutant(
+        "B28",
+        "a run does not ask whether a younger one took its table over",
+        (FAULTS + "test_a_stale_worker_with_a_live_connection_is_fenced_off[18-18]",),
+        (Change("sql/queries/control.sql", "and epoch = :'epoch' for update;", "for update;"),),
+    ),
+)
