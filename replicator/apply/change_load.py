@@ -70,7 +70,8 @@ class ChangeLoad(ABC):
             self.figures.bytes_copied += len(piece)
             yield piece
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Empty the target where the source was emptied: ahead of all that came after."""
         if self.segment.fold.truncated and self.deletes != "ignore":
             self.figures.rows_deleted += self._run(stream_merge.delete_all(self.target))
 
@@ -186,7 +187,6 @@ class KeyedChanges(ChangeLoad):
 
     def remove(self, *, spare: bool) -> None:
         """Delete what is gone."""
-        self._clear()
         if self.deletes == "ignore":
             return
         spared = [*self.whole, *(name for name, _ in self.moved)] if spare else []
@@ -251,7 +251,6 @@ class MultisetChanges(ChangeLoad):
 
     def remove(self, *, spare: bool) -> None:  # noqa: ARG002  # images that come and go are never the same
         """Delete one row for each image that goes."""
-        self._clear()
         if not self.going or self.deletes == "ignore":
             return
         if self.target.columns:

@@ -158,6 +158,8 @@ class StreamLoader:
 
     @staticmethod
     def _write_first(loads: list[ChangeLoad]) -> None:
+        for load in reversed(loads):
+            load.clear()
         for load in loads:
             load.write()
         for load in reversed(loads):
@@ -166,6 +168,7 @@ class StreamLoader:
     @staticmethod
     def _remove_first(loads: list[ChangeLoad], *, trades: bool = False) -> None:
         for load in reversed(loads):
+            load.clear()
             load.remove(spare=False)
         for load in loads:
             if trades:
