@@ -13,6 +13,7 @@
         ├── DataRefused           exit 1   the target refused a row
         ├── FencedError           exit 1   a younger run took over
         ├── StreamError           exit 1   the source's stream is not understood
+        ├── StreamedError         none     the table is the listener's, a sync leaves it alone
         └── ExtraMissing          exit 2   an optional package is not installed
 
 Every error says what happened, why, and the command or SQL that mends it. None carries a value of a
@@ -153,6 +154,15 @@ class FencedError(OperatorError):
     """A younger run has taken this table over; this one must not write any more."""
 
     id = "fenced"
+
+
+class StreamedError(OperatorError):
+    """The table is the listener's: a sync leaves it alone."""
+
+    id = "streamed"
+
+    def __init__(self, table: str) -> None:
+        super().__init__(f"{table} is kept by the listener", why="its stream is ahead of any snapshot", table=table)
 
 
 class StreamError(OperatorError):

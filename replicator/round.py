@@ -15,6 +15,7 @@ import psycopg
 from replicator.apply.control import Control
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.loader import load_group
+from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import order_by_foreign_keys, prepare_enums, prepare_schemas, take_replica_role
 from replicator.batch import Figures
 from replicator.capture.pull import (
@@ -28,7 +29,7 @@ from replicator.capture.pull import (
 )
 from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, connect, translate, translated
-from replicator.errors import PassingError, ReplicatorError, unexpected
+from replicator.errors import PassingError, ReplicatorError, StreamedError, unexpected
 from replicator.inventory import Chosen
 from replicator.preparation import choose_digest, decide_job, prepare_job
 from replicator.reading import Observation, Reading
@@ -63,6 +64,8 @@ class Round:
             run.early.insert(0, observe(run.watcher, own))
             on_standby = is_standby(run.watcher)
         kept = self.control.read_observations(identifier)
+        state = StreamControl(self.control.connection, self.control.schema, self.control.pipeline).read_state()
+        self.listener_epoch = 0 if state is None else state.epoch
         self.snapshot = self._take_snapshot([(c.schema, c.name, c.kind) for c in self.pending])
         try:
             self._plan(kept, on_standby)
@@ -78,6 +81,26 @@ class Round:
 
     def _decide(self, job: Job) -> Reading:
         return decide_job(job, self.snapshot.facts, self.observations, full=self.run.full)
+
+    def _ahead(self, session: Session, incoming: Incoming) -> None:
+        """Raise StreamedError or PassingError where a listener has the table: this snapshot may be older than its rows.
+
+        With the table's lock held, so that no batch of the stream lands in between.
+        """
+        control = StreamControl(session.connection, session.control.schema, session.control.pipeline)
+        if incoming.job.table not in control.read_tables():
+            return
+        state = control.read_state()
+        if control.is_listening() or not incoming.job.mapping.key:
+            raise StreamedError(incoming.job.table)
+        if state is not None and state.epoch != self.listener_epoch:
+            raise PassingError(
+                f"a listener was at {incoming.job.table} in the meantime",
+                why="the snapshot may be older than what it brought",
+                mend="it is read again by itself",
+                id="snapshot_outdated",
+                table=incoming.job.table,
+            )
 
     def _also(self, session: Session, incoming: Incoming) -> None:
         """Do what else belongs into the transaction of a table's load: nothing here."""
@@ -260,7 +283,7 @@ class Round:
             if not reader.try_lock(job.mapping.relation) or self.given_way.is_set():
                 raise gave_way(job.table)
         attempts = max(run.attempts[job.table] for job in group)
-        figures = load_group(session, incoming, attempts=attempts, also=self._also)
+        figures = load_group(session, incoming, attempts=attempts, ahead=self._ahead, also=self._also)
         for one, counted in zip(incoming, figures, strict=True):
             self._land(one, counted)
 
@@ -298,7 +321,10 @@ class Round:
             return
         with self.mutex:
             self.left = [other for other in self.left if other.table != chosen.table]
-        self.run.fail(chosen.table, error)
+        if isinstance(error, StreamedError):
+            self.run.skip(chosen.table, error.message)
+        else:
+            self.run.fail(chosen.table, error)
 
 
 def gave_way(table: str | None = None) -> PassingError:

@@ -127,3 +127,9 @@ class Run:
                 attempts=self.attempts.get(table, 1),
                 strategy=self.strategies.get(table),
             )
+
+    def skip(self, table: str, reason: str) -> None:
+        """Record that a table was left to the listener."""
+        self.log.info("table_skipped", table=table, path=self.path, reason=reason)
+        with suppress(ReplicatorError, psycopg.Error), self.open_control() as control:
+            control.skip_batch(self.batch_ids[table], reason)

@@ -56,6 +56,9 @@ class SlotRound(Round):
         job = replace(job, record=replace(job.record, state=known))
         return decide_job(job, self.snapshot.facts, self.observations, full=False)
 
+    def _ahead(self, session: Session, incoming: Incoming) -> None:
+        """Do nothing: this is the listener itself."""
+
     def _also(self, session: Session, incoming: Incoming) -> None:
         assert self.slot is not None
         control = StreamControl(session.connection, session.control.schema, session.control.pipeline, self.epoch)

@@ -114,7 +114,7 @@ class Control:
 
     def lock_key(self, name: str) -> str:
         """Return the text whose hash is the advisory lock's number."""
-        return f"replicator/{self.schema}/{self.pipeline}/{name}"
+        return lock_key(self.schema, self.pipeline, name)
 
     def lock_table(self, table: str) -> bool:
         """Take a table's lock until the transaction ends; False when another command has it."""
@@ -246,6 +246,10 @@ class Control:
             attempts=attempts,
         )
 
+    def skip_batch(self, batch_id: int, reason: str) -> None:
+        """Record that a table was left to somebody else."""
+        self._execute("skip_batch", batch_id=batch_id, reason=reason)
+
     def delete_expired(self, table: str, keep_s: float) -> None:
         """Delete batches of a table older than its retention; the last success always stays."""
         self._execute("delete_expired_batches", table_name=table, keep_seconds=keep_s)
@@ -303,6 +307,11 @@ def _write_columns(columns: Sequence[Recorded]) -> str:
 
 def _number(migration: Path) -> int:
     return int(migration.name[:4])
+
+
+def lock_key(schema: str, pipeline: str, name: str) -> str:
+    """Return the text whose hash is the number of a pipeline's advisory lock."""
+    return f"replicator/{schema}/{pipeline}/{name}"
 
 
 def fenced(table: str) -> FencedError:

@@ -25,10 +25,11 @@ def load_group(
     *,
     attempts: int,
     also: Callable[[Session, Incoming], None] | None = None,
+    ahead: Callable[[Session, Incoming], None] | None = None,
 ) -> list[Figures]:
     """Load tables in one target transaction, parents first; return their figures in order.
 
-    also: what else belongs into the transaction with each table.
+    ahead, also: what else belongs into the transaction with each table, once it is locked and at the end.
     Raises our errors, with nothing of the group changed. A lost answer to COMMIT is the caller's to settle: the
     batch's own row tells whether it landed.
     """
@@ -38,6 +39,8 @@ def load_group(
         with session.connection.transaction():
             for current in loads:
                 current.prepare()
+                if ahead is not None:
+                    ahead(session, current.incoming)
             for current in loads:
                 current.stage()
                 current.write()

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 
+from replicator.apply.control import lock_key
 from replicator.batch import Figures
 from replicator.changes import KeyText
 from replicator.db import Connection
@@ -127,9 +128,9 @@ class StreamControl:
         """Forget the stream: its slot is gone for good."""
         self._execute("drop_stream")
 
-    def lock_is_held(self, key: str) -> bool:
-        """Say whether some session holds an advisory lock of the control schema."""
-        row = self._execute("lock_is_held", key=key).fetchone()
+    def is_listening(self) -> bool:
+        """Say whether a listener of this pipeline is at work, or its end has not been noticed yet."""
+        row = self._execute("lock_is_held", key=lock_key(self.schema, self.pipeline, "listener")).fetchone()
         return bool(row and row["held"])
 
     def add_figures(

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from replicator.apply.control import Control, TableRecord
+from replicator.apply.stream_control import ListenerState, StreamControl, StreamTable
 from replicator.cli.output import print_json, print_table
 from replicator.cli.session import open_control, open_settings
-from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, PreflightError
+from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, PreflightError, ReplicatorError
 from replicator.inventory import read_table_argument
 from replicator.settings import Settings, target_dsn
 
@@ -17,15 +18,22 @@ Row = dict[str, Any]
 
 
 def show_status(config: Path | None, *, as_json: bool) -> int:
-    """Print where every table stands."""
+    """Print where every table stands, and the stream if there is one."""
     settings = open_settings(config)
     with open_control(settings) as control:
-        tables = _read_status(control) if control.exists() else []
+        control_exists = control.exists() and not control.list_pending()
+        streams = StreamControl(control.connection, control.schema, control.pipeline)
+        state = streams.read_state() if control_exists else None
+        streamed = streams.read_tables() if control_exists else {}
+        tables = _read_status(control, state, streamed) if control.exists() else []
+    slot = _look_at_slot(settings) if state is not None and state.slot_name is not None else None
     if as_json:
-        print_json({"pipeline": settings.pipeline, "tables": tables, "slot": None})
+        print_json({"pipeline": settings.pipeline, "tables": tables, "slot": slot})
         return EXIT_OK
     columns = ("table", "target", "strategy", "guarantee", "data as of", "lag", "last run", "status")
     print_table(columns, [_status_row(table) for table in tables], right=("lag",))
+    if slot is not None:
+        print(f"\n{_describe_slot(slot)}")
     if target_dsn(settings) is None:
         from replicator.embedded import describe
 
@@ -33,10 +41,42 @@ def show_status(config: Path | None, *, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _read_status(control: Control) -> list[Row]:
+def _look_at_slot(settings: Settings) -> Row:
+    """Return the slot as JSON has it; of one that is gone, or whose source does not answer, only the name."""
+    from replicator.cli.slot import describe_slot, watch_slot
+
+    unknown = dict.fromkeys(("active", "wal_status", "lag_bytes", "safe_wal_bytes", "invalid_in_seconds"))
+    try:
+        found = watch_slot(settings)
+    except ReplicatorError as error:
+        return {"name": settings.slot_name, **unknown, "wal_status": f"unknown: {error.what}"}
+    return {"name": settings.slot_name, **unknown, "wal_status": "missing"} if found is None else describe_slot(*found)
+
+
+def _describe_slot(slot: Row) -> str:
+    text = f"slot {slot['name']}: {'active' if slot['active'] else 'not active'}, WAL {slot['wal_status']}"
+    if slot["lag_bytes"] is not None:
+        text += f", {slot['lag_bytes']:,} bytes behind"
+    if slot["invalid_in_seconds"] is not None:
+        text += f", invalid in about {timedelta(seconds=round(slot['invalid_in_seconds']))} if nothing changes"
+    return text
+
+
+def _read_status(control: Control, state: ListenerState | None, streamed: dict[str, StreamTable]) -> list[Row]:
     last = control.read_last_batches()
     now = datetime.now(UTC)
-    return [_status(record, last.get(table), now) for table, record in sorted(control.read_records().items())]
+    rows = [_status(record, last.get(table), now) for table, record in sorted(control.read_records().items())]
+    for row in rows:
+        if row["table"] in streamed and state is not None and state.position is not None:
+            fresh = max(moment for moment in (row["fresh_as_of"], state.fresh_at) if moment is not None)
+            row.update(
+                strategy="stream",
+                guarantee="exact",
+                position=str(state.position),
+                fresh_as_of=fresh,
+                lag_seconds=round((now - fresh).total_seconds(), 1),
+            )
+    return rows
 
 
 def _status(record: TableRecord, last_run: Row | None, now: datetime) -> Row:
@@ -136,16 +176,40 @@ def find_reasons(control: Control, settings: Settings) -> list[str]:
     """Return why the pipeline is not healthy, in plain words; empty when it is."""
     records, last = control.read_records(), control.read_last_batches()
     successes = control.read_last_successes()
+    streams = StreamControl(control.connection, control.schema, control.pipeline)
+    has_stream = not control.list_pending()
+    streamed = streams.read_tables() if has_stream else {}
     reasons = [] if records else ["nothing has been synced yet"]
-    stale_after = settings.alerts.stale_after
-    oldest = datetime.now(UTC) - stale_after
+    oldest = datetime.now(UTC) - settings.alerts.stale_after
     for table in sorted(records):
         if last.get(table, {}).get("status") == "failed":
             reasons.append(f"{table}: the last run failed ({last[table]['error_code']})")
         if table not in successes:
             reasons.append(f"{table}: never synced")
-        elif successes[table] < oldest:
+        elif successes[table] < oldest and table not in streamed:
             reasons.append(f"{table}: no success for {_in_words(datetime.now(UTC) - successes[table])}")
+    return reasons + (_find_stream_reasons(streams, settings) if has_stream else [])
+
+
+# A listener writes its position at least every second while it streams, so this long without one is trouble.
+_LISTENER_LAG = timedelta(minutes=5)
+
+
+def _find_stream_reasons(streams: StreamControl, settings: Settings) -> list[str]:
+    """Return what is wrong with the stream, if there is one."""
+    state = streams.read_state()
+    if state is None or state.slot_name is None:
+        return []
+    reasons = [] if streams.is_listening() else ["the listener does not run"]
+    if state.position is None:
+        reasons.append("the listener's copy is not complete")
+    elif state.fresh_at is not None and datetime.now(UTC) - state.fresh_at > _LISTENER_LAG:
+        reasons.append(f"the listener is {_in_words(datetime.now(UTC) - state.fresh_at)} behind")
+    if waiting := len(streams.read_quarantine()):
+        reasons.append(f"{waiting} rows in quarantine")
+    slot = _look_at_slot(settings)
+    if slot["wal_status"] not in ("reserved", "extended"):
+        reasons.append(f"slot {slot['name']}: {slot['wal_status']}")
     return reasons
 
 

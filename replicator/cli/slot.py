@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from replicator.apply.stream_control import StreamControl
 from replicator.capture.publication import drop_publication
-from replicator.capture.source_state import SlotFacts, drop_slot, read_slot
+from replicator.capture.source_state import SlotFacts, drop_slot, read_end_of_wal, read_slot
 from replicator.cli.output import print_json, print_table
 from replicator.cli.session import open_control, open_settings
 from replicator.db import closing, translated
@@ -28,19 +29,32 @@ def describe_slot(slot: SlotFacts, invalid_in_s: float | None = None) -> dict[st
     }
 
 
-def find_slot(settings: Settings) -> SlotFacts | None:
-    """Return the pipeline's slot as the source shows it."""
+_SAMPLE_S = 0.5
+
+
+def watch_slot(settings: Settings) -> tuple[SlotFacts, float | None] | None:
+    """Return the slot, and in how many seconds it will be invalid at the rate at which WAL is written now.
+
+    None for the second where the source sets no limit, or nothing is written.
+    """
     access = open_access(settings)
     with closing(access.open(first=True)) as connection, translated("source"):
-        return read_slot(connection, settings.slot_name)
+        slot = read_slot(connection, settings.slot_name)
+        if slot is None or slot.safe_wal_bytes is None:
+            return None if slot is None else (slot, None)
+        before = read_end_of_wal(connection)
+        time.sleep(_SAMPLE_S)
+        written = read_end_of_wal(connection) - before
+    return slot, (slot.safe_wal_bytes * _SAMPLE_S / written if written > 0 else None)
 
 
 def list_slots(config: Path | None, *, as_json: bool) -> int:
     """Print the pipeline's slot."""
     settings = open_settings(config)
-    slot = find_slot(settings)
+    found = watch_slot(settings)
+    slot = None if found is None else found[0]
     if as_json:
-        print_json({"slots": [] if slot is None else [describe_slot(slot)]})
+        print_json({"slots": [] if found is None else [describe_slot(*found)]})
         return EXIT_OK
     columns = ("slot", "active", "wal status", "confirmed", "lag bytes", "safe wal bytes")
     rows = [] if slot is None else [

@@ -111,6 +111,12 @@ update :"control".etl_control set
     error_traceback = :'error_traceback', attempts = :'attempts'
 where batch_id = :'batch_id' and status = 'running';
 
+-- name: skip_batch
+-- In a transaction of its own. reason: our own words, where people look for them.
+update :"control".etl_control set
+    status = 'skipped', completed_at = clock_timestamp(), duration_seconds = 0, error_message = :'reason'
+where batch_id = :'batch_id' and status = 'running';
+
 -- name: read_batches
 -- Rows of one run, in the order of their tables.
 select * from :"control".etl_control where execution_id = :'execution_id'::uuid order by batch_id;
@@ -148,4 +154,6 @@ where pipeline = :'pipeline' and observed_at < (
                                   where pipeline = :'pipeline' order by observed_at desc limit 64) as kept);
 
 -- name: forget_table
+with streamed as (delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name'),
+     refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name')
 delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name' returning table_name;

@@ -298,3 +298,77 @@ def test_a_slot_that_was_advanced_behind_our_back_is_a_gap(streamed: Pair) -> No
     assert "slot_ahead" in catch_up(streamed, check=1)
     catch_up(streamed, "--repair-gap")
     streamed.assert_equal("public.t")
+
+
+def test_a_sync_leaves_live_tables_to_the_listener_and_takes_the_others(streamed: Pair) -> None:
+    streamed.source.execute(
+        "create table t (id int primary key); insert into t values (1); create view v as select id from t"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t", {"name": "public.v", "key": ["id"], "target": "public.w"}])
+    with streamed.popen("listen") as listening:
+        wait_until(lambda: "stream_started" in listening.stderr, what="the stream")
+        streamed.run("sync")
+        assert [row["status"] for row in streamed.control_rows(path="sync")] == ["skipped", "success"]
+        streamed.source.execute("insert into t values (2)")
+        wait_until(lambda: streamed.target.execute("select from t").rowcount == 2, what="the row")
+        status = streamed.json("status")
+        assert [table["strategy"] for table in status["tables"]] == ["stream", "full"]
+        assert status["slot"]["active"] is True
+        assert streamed.json("health")["healthy"] is True
+        listening.send(signal.SIGTERM)
+        listening.wait(check=0)
+    assert streamed.json("health", check=1)["reasons"] == ["the listener does not run"]
+    streamed.source.execute("insert into t values (3); delete from t where id = 1")
+    streamed.run("sync")
+    streamed.assert_equal("public.t")
+    streamed.source.execute("update t set id = 4 where id = 3")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+
+
+def test_a_table_without_a_key_is_left_to_its_stream_even_while_no_listener_runs(streamed: Pair) -> None:
+    streamed.source.execute(
+        "create table t (a int); alter table t replica identity full; insert into t values (1), (1)"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.source.execute("insert into t values (2)")
+    streamed.run("sync")
+    assert streamed.target.execute("select from t").rowcount == 2
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+
+
+def test_slots_are_listed_and_dropped_with_consent(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    (slot,) = streamed.json("slot", "list")["slots"]
+    assert (slot["name"], slot["active"], slot["wal_status"]) == (streamed.slot, False, "reserved")
+    streamed.run("slot", "drop", check=2)
+    streamed.run("slot", "drop", "--yes")
+    assert streamed.json("slot", "list")["slots"] == []
+    assert streamed.json("status")["slot"] is None
+    streamed.source.execute("insert into t values (1)")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+
+
+def test_an_owner_needs_no_help_and_a_reader_gets_the_sql(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key); create table nothing (a int)")
+    streamed.grant()
+    streamed.write_config(tables=["public.t"])
+    assert 'create publication "replicator_default" for TABLE "public"."t"' in catch_up(streamed, check=4)
+    streamed.source.execute(
+        sql.SQL("grant create on database {} to {}; alter table t owner to {}").format(
+            sql.Identifier(streamed.source_db), sql.Identifier(streamed.reader), sql.Identifier(streamed.reader)
+        )
+    )
+    catch_up(streamed)
+    assert streamed.json("slot", "drop", "--yes")["publication_dropped"] is True
+    streamed.write_config(tables=["public.nothing"])
+    stderr = catch_up(streamed, check=4)
+    assert 'alter table "public"."nothing" replica identity full' in stderr
