@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from replicator.fold import Fold
+from replicator.fold import GONE, Fold, KeyedFold
 from replicator.position import Lsn
 
 
@@ -45,6 +45,28 @@ class Changes:
     def is_empty(self) -> bool:
         """Say whether nothing is in here that the target must hear of."""
         return not self.segments and self.position is None
+
+
+def split_gone(segment: Segment) -> tuple[Segment, Segment]:
+    """Return a segment of a table with a key as two: what is gone, and what is written. The first empties the table."""
+    assert isinstance(segment.fold, KeyedFold)
+    gone = KeyedFold(segment.fold.key_of, truncated=segment.fold.truncated)
+    written = KeyedFold(segment.fold.key_of)
+    for key, row in segment.fold.rows.items():
+        (gone if row is GONE else written).rows[key] = row
+    return Segment(segment.version, gone), Segment(segment.version, written)
+
+
+def halve(segment: Segment) -> tuple[Segment, Segment] | None:
+    """Return a segment of a table with a key as two of half its rows; None when one row, or none, is left."""
+    assert isinstance(segment.fold, KeyedFold)
+    rows = list(segment.fold.rows.items())
+    if len(rows) < 2:
+        return None
+    middle = len(rows) // 2
+    first = KeyedFold(segment.fold.key_of, dict(rows[:middle]), segment.fold.truncated)
+    second = KeyedFold(segment.fold.key_of, dict(rows[middle:]))
+    return Segment(segment.version, first), Segment(segment.version, second)
 
 
 KeyText = tuple[bytes | None, ...]

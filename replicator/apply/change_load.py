@@ -51,7 +51,7 @@ class ChangeLoad(ABC):
         self.connection, self.staging, self.live, self.target = connection, staging, live, live.target
         self.segment, self.figures = segment, figures
         self.deletes = live.job.settings.deletes
-        figures.rows_extracted += segment.count
+        self.quarantines = live.job.settings.on_row_error == "quarantine" and isinstance(segment.fold, KeyedFold)
 
     def _run(self, statement: sql.Composed) -> int:
         return self.connection.execute(statement).rowcount
@@ -122,16 +122,16 @@ class KeyedChanges(ChangeLoad):
         moved: defaultdict[Known, list[Cells]] = defaultdict(list)
         for key, row in fold.rows.items():
             if row is GONE:
-                gone.append(_key_cells(key))
+                gone.append(key_cells(key))
             elif row is UNKNOWN:
-                unknown.append(_key_cells(key))
+                unknown.append(key_cells(key))
             elif not isinstance(row, Partial):
                 whole.append(row)
             else:
                 known = tuple([place for place, cell in enumerate(row.cells) if cell is not UNCHANGED])
                 cells = tuple([row.cells[place] for place in known])
                 if row.base != key:
-                    moved[known].append((*cells, *_key_cells(row.base)))
+                    moved[known].append((*cells, *key_cells(row.base)))
                 else:
                     (whole if len(known) == len(row.cells) else partial[known]).append(cells)
         if whole:
@@ -274,7 +274,8 @@ class MultisetChanges(ChangeLoad):
         self.write()
 
 
-def _key_cells(key: Key) -> KeyText:
+def key_cells(key: Key) -> KeyText:
+    """Return a key's cells, in key order."""
     return key if isinstance(key, tuple) else (key,)
 
 

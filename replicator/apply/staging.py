@@ -28,7 +28,7 @@ class Staging:
     def take(self, purpose: Hashable, create: Callable[[str], sql.Composed]) -> str:
         """Return an empty staging table for the purpose, made by `create` if there is none yet.
 
-        Call it outside of savepoints: a table made inside one would go with it.
+        A table made inside a savepoint goes with it: `rewind` tells.
         """
         name = self._names.get(purpose)
         if name is None:
@@ -53,6 +53,14 @@ class Staging:
                 for piece in pieces:
                     copy.write(piece)
             return cursor.rowcount
+
+    def mark(self) -> tuple[dict[Hashable, str], list[Hashable], set[Hashable]]:
+        """Return what a savepoint begins with."""
+        return dict(self._names), list(self._new), set(self._used)
+
+    def rewind(self, mark: tuple[dict[Hashable, str], list[Hashable], set[Hashable]]) -> None:
+        """Take note that the transaction went back to a savepoint: what was made since is gone."""
+        self._names, self._new, self._used = dict(mark[0]), list(mark[1]), set(mark[2])
 
     def settle(self, *, committed: bool) -> None:
         """Take note that the transaction has ended, and with it every row."""

@@ -192,6 +192,20 @@ class StreamControl:
             error_message=error.message,
         )
 
+    def read_waiting_keys(self, table: str) -> set[KeyText]:
+        """Return the keys of a table that are in quarantine."""
+        rows = self._execute("read_waiting", table_name=table).fetchall()
+        return {tuple([None if text is None else text.encode() for text in row["key"]]) for row in rows}
+
+    def touch_waiting(self, table: str, key: KeyText, lsn: Lsn | None) -> None:
+        """Count one more change of a row in quarantine."""
+        self._execute(
+            "touch_waiting",
+            table_name=table,
+            key=json.dumps(write_key(key)),
+            lsn=None if lsn is None else str(lsn),
+        )
+
     def release(self, quarantine_id: int) -> bool:
         """Take a row out of quarantine; False when it is not there."""
         return self._execute("release_row", quarantine_id=quarantine_id).fetchone() is not None

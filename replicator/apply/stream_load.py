@@ -6,7 +6,7 @@ that ends inside a transaction of the source leaves it open, so a transaction of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from uuid import UUID
 
 import psycopg
 
-from replicator.apply.change_load import ChangeLoad, LiveTable, is_unique_violation, make_load
+from replicator.apply.change_load import ChangeLoad, LiveTable, is_unique_violation, key_cells, make_load
 from replicator.apply.control import Control
 from replicator.apply.job import Job
 from replicator.apply.staging import Staging
@@ -23,10 +23,11 @@ from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import describe_target, order_by_foreign_keys, plan_target, record_columns
 from replicator.batch import Figures
 from replicator.catalog import read_relation
-from replicator.changes import Changes, RowFinder, Segment
+from replicator.changes import Changes, RowFinder, Segment, halve, split_gone
 from replicator.db import Connection, translated
 from replicator.digest import Digest
 from replicator.errors import DataRefused
+from replicator.fold import KeyedFold
 from replicator.position import Lsn
 
 
@@ -62,6 +63,7 @@ class StreamLoader:
         self._locked: set[str] = set()
         self._started_at: datetime | None = None
         self._order: list[str] | None = None
+        self._position: Lsn | None = None
 
     def introduce(self, job: Job, version: int) -> None:
         """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread."""
@@ -120,25 +122,81 @@ class StreamLoader:
             self.staging.trim()
 
     def _apply(self, changes: Changes) -> None:
+        self._position = changes.position
+        self._apply_segments(changes)
+
+    def _apply_segments(self, changes: Changes) -> None:
         """Apply the segments in waves: what precedes a table's new shape lands before what follows it."""
         for wave in zip_longest(*changes.segments.values()):
             pairs = zip(changes.segments, wave, strict=True)
             self._apply_wave([(table, segment) for table, segment in pairs if segment is not None])
 
     def _apply_wave(self, wave: Sequence[tuple[str, Segment]]) -> None:
-        loads = [(table, self._open_load(table, segment)) for table, segment in wave]
-        if self.replica:
-            for table, load in loads:
-                with translating(table):
-                    load.stage()
-                    self._land([load], spare=False)
-            return
-        ordered = self._in_order(loads)
-        for table, load in ordered:
+        loads = self._in_order([(table, self._open_load(table, segment)) for table, segment in wave])
+        groups = [[pair] for pair in loads] if self.replica else [loads]
+        for group in groups:
+            if any(load.quarantines for _, load in group):
+                self._apply_or_sieve(group)
+            else:
+                self._apply_group(group)
+
+    def _apply_group(self, group: Sequence[tuple[str, ChangeLoad]]) -> None:
+        """Bring tables in; without the replica role foreign keys decide the order in which they are written."""
+        for table, load in group:
             with translating(table):
                 load.stage()
-        with translating(ordered[0][0]):
-            self._land([load for _, load in ordered], spare=True)
+        with translating(group[0][0] if len(group) == 1 else None):
+            self._land([load for _, load in group], spare=not self.replica)
+
+    def _apply_or_sieve(self, group: Sequence[tuple[str, ChangeLoad]]) -> None:
+        """Bring tables in; if a row is refused, bring in all others and put that one into quarantine."""
+        before = [replace(load.figures) for _, load in group]
+        if self._attempt(lambda: self._apply_group(group)) is None:
+            return
+        for (_, load), counted in zip(group, before, strict=True):
+            load.figures.restore(counted)
+        parts = [(table, load, *split_gone(load.segment)) for table, load in group]
+        if self.replica:
+            for table, load, gone, written in parts:
+                self._sieve(table, load, gone)
+                self._sieve(table, load, written)
+            return
+        for table, load, _, written in parts:
+            self._sieve(table, load, written)
+        for table, load, gone, _ in reversed(parts):
+            self._sieve(table, load, gone)
+
+    def _sieve(self, table: str, load: ChangeLoad, segment: Segment) -> None:
+        """Bring in what the target takes of a segment, by halves; a single row that it refuses is put aside."""
+        counted = replace(load.figures)
+        part = self._make_load(table, segment)
+        error = self._attempt(lambda: self._apply_group([(table, part)]))
+        if error is None:
+            return
+        load.figures.restore(counted)
+        halves = halve(segment) if load.quarantines else None
+        if halves is not None:
+            for half in halves:
+                self._sieve(table, load, half)
+            return
+        assert isinstance(segment.fold, KeyedFold)
+        if not load.quarantines or not segment.fold.rows:
+            raise error
+        (key,) = segment.fold.rows
+        with translating(table):
+            self.control.quarantine(table, key_cells(key), self._position, error)
+        load.figures.rows_quarantined += 1
+
+    def _attempt(self, act: Callable[[], None]) -> DataRefused | None:
+        """Do something in a savepoint; return the error of a refused row, with all of it undone."""
+        mark = self.staging.mark()
+        try:
+            with self.connection.transaction():
+                act()
+        except DataRefused as error:
+            self.staging.rewind(mark)
+            return error
+        return None
 
     def _land(self, loads: list[ChangeLoad], *, spare: bool) -> None:
         """Write and delete; where rows trade unique values, take them out first and put them in after."""
@@ -178,10 +236,27 @@ class StreamLoader:
 
     def _open_load(self, table: str, segment: Segment) -> ChangeLoad:
         self.lock_table(table)
+        load = self._make_load(table, segment)
+        load.figures.rows_extracted += segment.count
+        if load.quarantines:
+            with translating(table):
+                self._set_waiting_aside(table, segment, load)
+        return load
+
+    def _make_load(self, table: str, segment: Segment) -> ChangeLoad:
         with translating(table):
             live = self.open_table(table, segment.version)
         figures = self._figures.setdefault(table, Figures())
         return make_load(self.connection, self.staging, live, segment, figures, self.finder)
+
+    def _set_waiting_aside(self, table: str, segment: Segment, load: ChangeLoad) -> None:
+        """Let changes of keys in quarantine wait behind them: the row is read again when it is retried."""
+        assert isinstance(segment.fold, KeyedFold)
+        waiting = self.control.read_waiting_keys(table)
+        for key in [key for key in segment.fold.rows if key_cells(key) in waiting]:
+            del segment.fold.rows[key]
+            self.control.touch_waiting(table, key_cells(key), self._position)
+            load.figures.rows_quarantined += 1
 
     def lock_table(self, table: str) -> None:
         """Take the table's lock until the transaction ends: a sync that is at it has to finish first."""
@@ -213,6 +288,8 @@ class StreamLoader:
 
     def _in_order(self, loads: list[tuple[str, ChangeLoad]]) -> list[tuple[str, ChangeLoad]]:
         """Return the loads with parents ahead of their children."""
+        if self.replica:
+            return loads
         if self._order is None or any(table not in self._order for table, _ in loads):
             jobs = [live.job for live in self._live.values()]
             groups = order_by_foreign_keys(self.connection, jobs)

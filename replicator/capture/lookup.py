@@ -59,6 +59,13 @@ def _distance(xid: int, other: int) -> int:
     return ahead - _XIDS if ahead >= _XIDS // 2 else ahead
 
 
+def read_open_xids(connection: Connection) -> list[int]:
+    """Return the transactions that have written and not ended, by the 32 bits of their xids."""
+    row = connection.execute(statement("replication.open_transactions"), {}).fetchone()
+    assert row is not None
+    return [int(xid) % _XIDS for xid in row["open_xids"]]
+
+
 def begin_fresh(
     connection: Connection,
     access: Access,

@@ -26,6 +26,11 @@ target_app = typer.Typer(help="The embedded target: start it, stop it, say how t
 app.add_typer(target_app, name="target")
 slot_app = typer.Typer(help="The replication slot of this pipeline on the source.", no_args_is_help=True)
 app.add_typer(slot_app, name="slot")
+quarantine_app = typer.Typer(
+    help='Rows that the target refused, where on_row_error = "quarantine".', no_args_is_help=True
+)
+app.add_typer(quarantine_app, name="quarantine")
+Ids = Annotated[list[int] | None, typer.Argument(metavar="ID", help="Numbers that `list` shows; all by default.")]
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Configuration file; replicator.toml by default.", show_default=False)
@@ -233,6 +238,47 @@ def slot_drop(
     from replicator.cli.slot import drop_slots
 
     _exit(drop_slots(config, yes=yes, as_json=json))
+
+
+@quarantine_app.command("list")
+def quarantine_list(config: Config = None, json: Json = False) -> None:
+    """Show which rows wait, and what refused them."""
+    from replicator.cli.quarantine import list_rows
+
+    _exit(list_rows(config, None, as_json=json))
+
+
+@quarantine_app.command("show")
+def quarantine_show(
+    number: Annotated[int, typer.Argument(metavar="ID", help="Number that `list` shows.")],
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Show one row: its table, its key, what refused it, and where in the stream."""
+    from replicator.cli.quarantine import list_rows
+
+    _exit(list_rows(config, number, as_json=json))
+
+
+@quarantine_app.command("retry")
+def quarantine_retry(ids: Ids = None, config: Config = None, json: Json = False) -> None:
+    """Read rows again at the source and write them; those refused once more stay."""
+    from replicator.cli.quarantine import retry
+
+    _exit(retry(config, ids or [], as_json=json))
+
+
+@quarantine_app.command("discard")
+def quarantine_discard(
+    ids: Ids = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Really do it.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Give rows up: what the target has of them stays, later changes are taken again."""
+    from replicator.cli.quarantine import discard
+
+    _exit(discard(config, ids or [], yes=yes, as_json=json))
 
 
 def _exit(code: int) -> None:

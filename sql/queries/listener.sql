@@ -103,6 +103,13 @@ insert into :"control".quarantine as q (pipeline, table_name, key, lsn, error_co
 values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message')
 on conflict (pipeline, table_name, key) do update set last_at = clock_timestamp(), changes = q.changes + 1, lsn = excluded.lsn;
 
+-- name: read_waiting
+select key from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name';
+
+-- name: touch_waiting
+update :"control".quarantine set last_at = clock_timestamp(), changes = changes + 1, lsn = coalesce(:'lsn'::text::pg_lsn, lsn)
+where pipeline = :'pipeline' and table_name = :'table_name' and key = :'key'::text::jsonb;
+
 -- name: release_row
 delete from :"control".quarantine where pipeline = :'pipeline' and quarantine_id = :'quarantine_id' returning table_name;
 

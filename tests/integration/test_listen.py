@@ -372,3 +372,59 @@ def test_an_owner_needs_no_help_and_a_reader_gets_the_sql(streamed: Pair) -> Non
     streamed.write_config(tables=["public.nothing"])
     stderr = catch_up(streamed, check=4)
     assert 'alter table "public"."nothing" replica identity full' in stderr
+
+
+@pytest.mark.parametrize("replica", [True, False])
+def test_a_refused_row_waits_in_quarantine_and_its_later_changes_behind_it(make_pair: MakePair, replica: bool) -> None:
+    """T9: the others land; the key is told by `quarantine` alone; a retry brings what the source has by then."""
+    pair = make_pair(listens=True, replica=replica)
+    pair.source.execute(
+        "create table t (id int primary key, n int); insert into t select n, n from generate_series(1, 9) n"
+    )
+    pair.publish()
+    pair.write_config(tables=["public.t"], defaults={"on_row_error": "quarantine"})
+    catch_up(pair)
+    pair.target.execute("alter table t add constraint small check (n < 1000)")
+    pair.source.execute(
+        "begin; insert into t select n, n from generate_series(10, 60) n; update t set n = 4242 where id in (3, 33);"
+        "delete from t where id = 5; commit"
+    )
+    catch_up(pair)
+    rows = pair.json("quarantine", "list")["rows"]
+    assert sorted(row["key"] for row in rows) == [["3"], ["33"]]
+    assert {row["error_code"] for row in rows} == {"23514"}
+    assert pair.target.execute("select count(*) from t").fetchone() == (58,)
+    assert pair.control_rows("public.t", path="listen")[-1]["rows_quarantined"] == 2
+    pair.source.execute("update t set n = 7 where id = 3")
+    catch_up(pair)
+    assert pair.target.execute("select n from t where id = 3").fetchone() == (3,)
+    assert pair.json("quarantine", "retry", check=1)["landed"] == [
+        row["quarantine_id"] for row in rows if row["key"] == ["3"]
+    ]
+    assert pair.target.execute("select n from t where id = 3").fetchone() == (7,)
+    (left,) = pair.json("quarantine", "list")["rows"]
+    pair.run("quarantine", "discard", str(left["quarantine_id"]), check=2)
+    pair.run("quarantine", "discard", str(left["quarantine_id"]), "--yes")
+    pair.source.execute("update t set n = 8 where id = 33")
+    catch_up(pair)
+    pair.assert_equal("public.t")
+
+
+def test_a_refused_row_stops_the_stream_and_leaves_the_position(streamed: Pair) -> None:
+    """T9, O1: nothing of the transaction lands; the same failure again is one row with more attempts."""
+    streamed.source.execute("create table t (id int primary key, n int)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.target.execute("alter table t add constraint small check (n < 1000)")
+    streamed.source.execute("begin; insert into t values (1, 1); insert into t values (2, 424242); commit")
+    for _ in range(2):
+        stderr = catch_up(streamed, check=1)
+        assert "small" in stderr
+        assert "424242" not in stderr
+    assert streamed.target.execute("select count(*) from t").fetchone() == (0,)
+    (row,) = streamed.control_rows("public.t", path="listen", status="failed")
+    assert (row["attempts"], row["error_code"]) == (2, "23514")
+    streamed.target.execute("alter table t drop constraint small")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")

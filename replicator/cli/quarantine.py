@@ -1,0 +1,86 @@
+"""The commands `quarantine list|show|retry|discard`. Keys are cell values: they are printed here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from replicator.apply.stream_control import StreamControl
+from replicator.cli.output import describe_error, print_error, print_json, print_table
+from replicator.cli.session import open_control, open_settings, open_target
+from replicator.errors import EXIT_FAILED, EXIT_OK, UsageError
+from replicator.quarantine import retry_rows
+from replicator.settings import Settings
+
+Row = dict[str, Any]
+
+
+def list_rows(config: Path | None, number: int | None, *, as_json: bool) -> int:
+    """Print the rows that wait, or one of them whole."""
+    rows = _choose(_read(open_settings(config)), [] if number is None else [number])
+    if as_json:
+        print_json({"rows": rows})
+        return EXIT_OK
+    if number is None:
+        columns = ("id", "table", "key", "error", "since", "changes")
+        print_table(columns, [_row(row) for row in rows], right=("changes",))
+        return EXIT_OK
+    print_table(("what", "is"), list(rows[0].items()))
+    return EXIT_OK
+
+
+def _row(row: Row) -> tuple[object, ...]:
+    key = ", ".join(map(str, row["key"]))
+    return str(row["quarantine_id"]), row["table_name"], key, row["error_code"], row["first_at"], row["changes"]
+
+
+def retry(config: Path | None, ids: Sequence[int], *, as_json: bool) -> int:
+    """Try rows again; 1 when some were refused once more."""
+    settings = open_settings(config)
+    rows = _choose(_read(settings), ids)
+    with open_target(settings) as conninfo:
+        result = retry_rows(settings, conninfo, rows)
+    if as_json:
+        refused = [describe_error(error) | {"id": number} for number, error in result.refused.items()]
+        print_json({"landed": result.landed, "refused": refused})
+    else:
+        print(f"{len(result.landed)} rows landed, {len(result.refused)} were refused again")
+    for error in result.refused.values():
+        print_error(error)
+    return EXIT_FAILED if result.refused else EXIT_OK
+
+
+def discard(config: Path | None, ids: Sequence[int], *, yes: bool, as_json: bool) -> int:
+    """Give rows up. Raises UsageError without --yes."""
+    settings = open_settings(config)
+    rows = _choose(_read(settings), ids)
+    if not yes:
+        raise UsageError(
+            f"{len(rows)} rows would be given up",
+            why="nothing is destroyed without --yes",
+            mend="replicator quarantine discard ID --yes",
+        )
+    with open_control(settings) as control:
+        streams = StreamControl(control.connection, control.schema, control.pipeline)
+        gone = [row["quarantine_id"] for row in rows if streams.release(row["quarantine_id"])]
+    if as_json:
+        print_json({"discarded": gone})
+    else:
+        print(f"{len(gone)} rows given up; `replicator sync --full` of their tables would bring them")
+    return EXIT_OK
+
+
+def _read(settings: Settings) -> list[Row]:
+    with open_control(settings) as control:
+        if not control.exists() or control.list_pending():
+            return []
+        return StreamControl(control.connection, control.schema, control.pipeline).read_quarantine()
+
+
+def _choose(rows: list[Row], ids: Sequence[int]) -> list[Row]:
+    """Return the rows of these numbers, all without any. Raises UsageError for a number that is not there."""
+    unknown = sorted(set(ids) - {row["quarantine_id"] for row in rows})
+    if unknown:
+        raise UsageError(f"no row {unknown[0]} is in quarantine", mend="replicator quarantine list")
+    return [row for row in rows if not ids or row["quarantine_id"] in ids]
