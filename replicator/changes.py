@@ -50,8 +50,8 @@ class Changes:
 def split_gone(segment: Segment) -> tuple[Segment, Segment]:
     """Return a segment of a table with a key as two: what is gone, and what is written. The first empties the table."""
     assert isinstance(segment.fold, KeyedFold)
-    gone = KeyedFold(segment.fold.key_of, truncated=segment.fold.truncated)
-    written = KeyedFold(segment.fold.key_of)
+    gone = KeyedFold(truncated=segment.fold.truncated)
+    written = KeyedFold()
     for key, row in segment.fold.rows.items():
         (gone if row is GONE else written).rows[key] = row
     return Segment(segment.version, gone), Segment(segment.version, written)
@@ -64,8 +64,8 @@ def halve(segment: Segment) -> tuple[Segment, Segment] | None:
     if len(rows) < 2:
         return None
     middle = len(rows) // 2
-    first = KeyedFold(segment.fold.key_of, dict(rows[:middle]), segment.fold.truncated)
-    second = KeyedFold(segment.fold.key_of, dict(rows[middle:]))
+    first = KeyedFold(dict(rows[:middle]), segment.fold.truncated)
+    second = KeyedFold(dict(rows[middle:]))
     return Segment(segment.version, first), Segment(segment.version, second)
 
 

@@ -8,7 +8,7 @@ most one lives at a time; the others are gone, and what is gone is deleted ahead
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
@@ -46,27 +46,27 @@ Row: TypeAlias = Cells | Partial | Marker
 class KeyedFold:
     """The changes of a table with a key.
 
-    key_of: takes the key's cells from a row. rows: by key; a key that is absent was not touched. truncated: all that
-    was there before is gone. A row that moves to another key stays Partial even when it is whole: it takes along what
-    only the target has of it.
+    rows: by key; a key that is absent was not touched. truncated: all that was there before is gone. A row that moves
+    to another key stays Partial even when it is whole: it takes along what only the target has of it.
     """
 
-    key_of: Callable[[Cells], Key]
     rows: dict[Key, Row] = field(default_factory=dict)
     truncated: bool = False
 
-    def insert(self, cells: Cells) -> None:
-        """Fold a new row."""
-        self.rows[self.key_of(cells)] = cells
+    def insert(self, key: Key, cells: Cells) -> None:
+        """Fold a new row, which is whole."""
+        self.rows[key] = cells
 
-    def update(self, old_key: Key | None, cells: Cells) -> None:
-        """Fold a new version of a row; old_key: None when the key stayed."""
-        key = self.key_of(cells)
-        if old_key is None or old_key == key:
-            self.rows[key] = self._complete(key, cells) if UNCHANGED in cells else cells
-            return
+    def overwrite(self, key: Key, cells: Cells) -> None:
+        """Fold a new version of a row, which is whole, under the same key."""
+        before = self.rows.get(key)
+        self.rows[key] = Partial(cells, before.base) if type(before) is Partial else cells
+
+    def update(self, old_key: Key, key: Key, cells: Cells) -> None:
+        """Fold a new version of a row, with UNCHANGED cells or under another key."""
         row = self._complete(old_key, cells)
-        self.rows[old_key] = GONE
+        if old_key != key:
+            self.rows[old_key] = GONE
         self.rows[key] = row
 
     def _complete(self, key: Key, cells: Cells) -> Row:

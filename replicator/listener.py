@@ -568,7 +568,12 @@ class _Session:
         while True:
             sender = WalSender.open(self.access.conninfo, timeout_s=self.timeout_s)
             try:
-                sender.start(self.settings.slot_name, publications=[self.settings.publication_name], at=position)
+                sender.start(
+                    self.settings.slot_name,
+                    publications=[self.settings.publication_name],
+                    at=position,
+                    binary=self._streams_binary(),
+                )
             except LockHeldError:
                 sender.close()
                 if time.monotonic() >= deadline or self.stop.wait(0.2):
@@ -599,11 +604,25 @@ class _Session:
             self.listener.result.execution_id,
             replica=replica,
             digest=self.digest,
+            binary=self._streams_binary(),
         )
         for name, table in self.tables.items():
             loader.introduce(table.job, VERSION)
             lookup.introduce(name, VERSION, table.job.mapping, table.shape, self._spell_key(table))
         return loader
+
+    def _streams_binary(self) -> bool:
+        """Say whether every table can take its cells in binary: one stream has one format.
+
+        Rules need a cell's text, and so does the key of a row in quarantine.
+        """
+        return all(
+            table.shape.binary
+            and not table.layout.rules
+            and not table.layout.from_source
+            and table.job.settings.on_row_error != "quarantine"
+            for table in self.tables.values()
+        )
 
     def _spell_key(self, table: StreamedTable) -> list[str]:
         """Return the source's types of the key's expressions."""

@@ -88,7 +88,7 @@ class _Retry:
         live = self._open_table(row["table_name"])
         texts = [None if text is None else text.encode() for text in row["key"]]
         key = tuple(texts) if len(texts) > 1 else texts[0]
-        fold = KeyedFold(lambda cells: cells, {key: UNKNOWN})
+        fold = KeyedFold({key: UNKNOWN})
         load = KeyedChanges(self.target, Staging(self.target), live, Segment(VERSION, fold), Figures(), self.lookup)
         with translated("target", live.job.table), self.target.transaction():
             # First the lock: a batch of the stream that let a change of this row wait has landed by then, and the

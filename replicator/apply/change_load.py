@@ -30,11 +30,15 @@ Known = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LiveTable:
-    """One shape of a table of the stream, and its target as it takes that shape. version: see Segment."""
+    """One shape of a table of the stream, and its target as it takes that shape.
+
+    version: see Segment. binary: cells are in the types' binary format, else in their text.
+    """
 
     job: Job
     version: int
     target: Target
+    binary: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -62,8 +66,12 @@ class ChangeLoad(ABC):
             (self.live.job.table, self.live.version, kind, tuple(columns)),
             lambda name: merge.create_staging(self.target, name, columns, lasting=True),
         )
-        self.staging.fill(name, columns, self._counted(encode_rows(rows)))
+        self._fill(name, columns, rows)
         return name
+
+    def _fill(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+        binary = self.live.binary
+        self.staging.fill(name, columns, self._counted(encode_rows(rows, binary=binary)), binary=binary)
 
     def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -138,12 +146,15 @@ class KeyedChanges(ChangeLoad):
             self.whole.append(self._stage("whole", self.live.columns, whole))
         if gone:
             self.gone.append(self._stage("gone", self.target.key, gone))
-        for known, rows in moved.items():
-            unknown += self._stage_moved(known, rows)
-        for known, rows in partial.items():
-            unknown += self._stage_partial(known, rows)
+        lost = [key for known, rows in moved.items() for key in self._stage_moved(known, rows)]
+        lost += [key for known, rows in partial.items() for key in self._stage_partial(known, rows)]
         if unknown:
-            self._find(unknown)
+            # The target writes them as text, which every source reads.
+            lost += self._read_keys(
+                stream_merge.copy_keys(self.target, self._stage("unknown", self.target.key, unknown))
+            )
+        if lost:
+            self._find(lost)
 
     def _stage_partial(self, known: Known, rows: list[Cells]) -> list[KeyText]:
         """Stage rows of which some cells stay; return the keys of those that the target does not have."""
@@ -160,23 +171,26 @@ class KeyedChanges(ChangeLoad):
             (self.live.job.table, self.live.version, "moved", known),
             lambda name: stream_merge.create_moved(self.target, name, columns),
         )
-        self.staging.fill(name, [*columns, *bases], self._counted(encode_rows(rows)))
+        self._fill(name, [*columns, *bases], rows)
         resolved = self.staging.invent_name()
         self._run(stream_merge.resolve_moved(self.target, name, columns, resolved, by_base=True))
         is_whole = len(known) == len(self.live.columns)
         self.moved.append((resolved, is_whole))
         return [] if is_whole else self._read_keys(stream_merge.copy_unfound_keys(self.target, resolved))
 
-    def _find(self, unknown: Sequence[KeyText]) -> None:
-        """Read rows again at the source; those that it does not have are gone."""
-        keys = self._stage("unknown", self.target.key, unknown)
-        texts = self._read_keys(stream_merge.copy_keys(self.target, keys))
+    def _find(self, texts: Sequence[KeyText]) -> None:
+        """Read rows again at the source, by the text of their keys; those that it does not have are gone."""
+        table, version = self.live.job.table, self.live.version
+        keys = self.staging.take(
+            (table, version, "lost"),
+            lambda name: merge.create_staging(self.target, name, self.target.key, lasting=True),
+        )
+        self.staging.fill(keys, self.target.key, encode_rows(texts))
         rows = self.staging.take(
-            (self.live.job.table, self.live.version, "found"),
+            (table, version, "found"),
             lambda name: merge.create_staging(self.target, name, self.live.columns, lasting=True),
         )
-        pieces = self.finder.find_rows(self.live.job.table, self.live.version, texts)
-        if self.staging.fill(rows, self.live.columns, self._counted(pieces)):
+        if self.staging.fill(rows, self.live.columns, self._counted(self.finder.find_rows(table, version, texts))):
             self._run(stream_merge.drop_found_keys(self.target, keys, rows))
             self.whole.append(rows)
         self.gone.append(keys)

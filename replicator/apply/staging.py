@@ -45,9 +45,9 @@ class Staging:
         """Return a name that no table of this session has had."""
         return f"replicator_change_{next(self._numbers)}"
 
-    def fill(self, name: str, columns: Iterable[str], pieces: Iterable[bytes]) -> int:
-        """Copy text into a staging table; return the rows."""
-        into = copy_into(staging_name(name), list(columns), binary=False)
+    def fill(self, name: str, columns: Iterable[str], pieces: Iterable[bytes], *, binary: bool = False) -> int:
+        """Copy into a staging table; return the rows."""
+        into = copy_into(staging_name(name), list(columns), binary=binary)
         with self._connection.cursor() as cursor:
             with cursor.copy(into) as copy:
                 for piece in pieces:

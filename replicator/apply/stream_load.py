@@ -41,7 +41,10 @@ class Landed:
 
 
 class StreamLoader:
-    """Loads changes of the stream on one connection. replica: triggers and foreign keys do not fire in it."""
+    """Loads changes of the stream on one connection. replica: triggers and foreign keys do not fire in it.
+
+    binary: cells come in the binary format of their types.
+    """
 
     def __init__(
         self,
@@ -53,9 +56,10 @@ class StreamLoader:
         *,
         replica: bool,
         digest: Digest,
+        binary: bool,
     ) -> None:
         self.connection, self.control, self.table_control, self.finder = connection, control, table_control, finder
-        self.execution_id, self.replica, self.digest = execution_id, replica, digest
+        self.execution_id, self.replica, self.digest, self.binary = execution_id, replica, digest, binary
         self.staging = Staging(connection)
         self._shapes: dict[tuple[str, int], Job] = {}
         self._live: dict[str, LiveTable] = {}
@@ -284,7 +288,7 @@ class StreamLoader:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
         target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest)
         self.table_control.save_shape(job.record.table, record_columns(job, types, evolution), job.mapping.relation)
-        return LiveTable(job, version, target)
+        return LiveTable(job, version, target, self.binary)
 
     def _in_order(self, loads: list[tuple[str, ChangeLoad]]) -> list[tuple[str, ChangeLoad]]:
         """Return the loads with parents ahead of their children."""

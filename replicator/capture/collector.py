@@ -22,6 +22,8 @@ _EPOCH_US = 946_684_800_000_000
 # What a message costs in memory beyond its own bytes: the row's tuple, a header for each cell, the key's place.
 _ROW_BYTES, _CELL_BYTES = 300, 40
 
+_ROWS = frozenset({pgoutput.Insert, pgoutput.PartialInsert, pgoutput.Update, pgoutput.PartialUpdate, pgoutput.Delete})
+_Sink = tuple[Intake, Segment, int]
 Resolve = Callable[[pgoutput.Relation], "Intake | None"]
 
 
@@ -35,6 +37,10 @@ class Collector:
         self._resolve, self._position, self._since, self._delivered = resolve, position, since, delivered
         self._intakes: dict[int, Intake | None] = {}
         self._row_bytes: dict[int, int] = {}
+        self._sinks: dict[int, _Sink | None] = {}
+        # Up to here some changes are in the target already, so each transaction has to be looked at.
+        self._all_since = max([position, *since.values()])
+        self._picky = True
         self._begin: pgoutput.Begin | None = None
         self._skips = False
         self.changes = Changes()
@@ -49,7 +55,7 @@ class Collector:
         """Take one message in. Raises StreamError on what is not understood."""
         message = pgoutput.decode(payload)
         kind = type(message)
-        if kind is pgoutput.Insert or kind is pgoutput.Update or kind is pgoutput.Delete:
+        if kind in _ROWS:
             self._take_row(message, len(payload))  # type: ignore[arg-type]  # its kind was looked at
         elif kind is pgoutput.Begin:
             self._open(message)  # type: ignore[arg-type]
@@ -66,6 +72,9 @@ class Collector:
         self._begin = begin
         # A position is the end of a commit record, or of something else; a commit that begins before it ended there.
         self._skips = begin.final_lsn < self._position
+        if begin.final_lsn < self._all_since or self._picky:
+            self._sinks.clear()
+            self._picky = begin.final_lsn < self._all_since
 
     def _close(self, commit: pgoutput.Commit) -> None:
         if self._begin is None or commit.commit_lsn != self._begin.final_lsn:
@@ -81,27 +90,41 @@ class Collector:
     def _learn(self, relation: pgoutput.Relation) -> None:
         self._intakes[relation.oid] = self._resolve(relation)
         self._row_bytes[relation.oid] = _ROW_BYTES + _CELL_BYTES * len(relation.columns)
+        self._sinks.clear()
 
     def _take_row(self, message: pgoutput.Insert | pgoutput.Update | pgoutput.Delete, size: int) -> None:
+        """Take a row in: the hot path, in which each table's place is looked up once a batch."""
+        try:
+            sink = self._sinks[message.relation]
+        except KeyError:
+            sink = self._sinks[message.relation] = self._find_sink(message.relation)
+        if sink is None:
+            return
+        if self._begin is None:
+            raise _out_of_order("a row changes outside of a transaction")
+        intake, segment, row_bytes = sink
+        segment.count += 1
+        self.changes.held_bytes += size + row_bytes
+        kind = type(message)
+        if kind is pgoutput.Insert or kind is pgoutput.PartialInsert:
+            intake.insert(segment.fold, message)  # type: ignore[arg-type]  # its kind was looked at
+        elif kind is pgoutput.Delete:
+            intake.delete(segment.fold, message)  # type: ignore[arg-type]
+        else:
+            intake.update(segment.fold, message)  # type: ignore[arg-type]
+
+    def _find_sink(self, relation: int) -> _Sink | None:
+        """Return where a relation's rows go in this transaction; None when they are passed over."""
         begin = self._begin
         if begin is None:
             raise _out_of_order("a row changes outside of a transaction")
         try:
-            intake = self._intakes[message.relation]
+            intake = self._intakes[relation]
         except KeyError:
             raise _out_of_order("a row of a table that was not described") from None
         if intake is None or self._skips or begin.final_lsn < self._since[intake.layout.table]:
-            return
-        segment = self._segment(intake)
-        held = size + self._row_bytes[message.relation]
-        segment.count += 1
-        self.changes.held_bytes += held
-        if type(message) is pgoutput.Insert:
-            intake.insert(segment.fold, message)
-        elif type(message) is pgoutput.Update:
-            intake.update(segment.fold, message)
-        else:
-            intake.delete(segment.fold, message)  # type: ignore[arg-type]  # no other kind is left
+            return None
+        return intake, self._segment(intake), self._row_bytes[relation]
 
     def _segment(self, intake: Intake) -> Segment:
         segments = self.changes.segments.get(intake.layout.table)
@@ -129,6 +152,7 @@ class Collector:
     def discard(self, table: str) -> None:
         """Take nothing more of a table: it is to be read again, later than this."""
         self.stale.add(table)
+        self._sinks.clear()
         for oid, intake in self._intakes.items():
             if intake is not None and intake.layout.table == table:
                 self._intakes[oid] = None
@@ -136,6 +160,7 @@ class Collector:
     def hand_over(self) -> Changes:
         """Return what was collected, and begin anew. Inside a transaction the changes are marked as open."""
         changes, self.changes = self.changes, Changes()
+        self._sinks.clear()
         changes.is_open = self.in_transaction and not self._skips
         return changes
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from replicator.capture.pgoutput import Delete, Insert, Relation, Update
+from replicator.capture.pgoutput import Delete, Insert, PartialInsert, PartialUpdate, Relation, Update
 from replicator.cell import UNCHANGED, Cell, Cells
 from replicator.errors import OperatorError, StreamError
 from replicator.fold import Key, KeyedFold, MultisetFold
@@ -52,19 +52,22 @@ class Intake:
         self.lacking = tuple(
             name for name, place in zip(layout.columns, self._places, strict=True) if place == _MISSING
         )
+        is_same = self._places == tuple(range(len(relation.columns)))
         self._pick = _picker(self._places)
         self._rules = sorted(layout.rules.items())
+        self._passes = is_same and not self._rules
         self.key_of = _key_picker(layout.key)
         self.reads_again = bool(layout.from_source or self.lacking)
-        self.is_strict = False
         if layout.key and any(self._places[place] == _MISSING for place in layout.key):
             raise _key_missing(layout.table)
 
     def make_fold(self) -> KeyedFold | MultisetFold:
         """Return an empty fold of the table's kind."""
-        return KeyedFold(self.key_of) if self.layout.key else MultisetFold()
+        return KeyedFold() if self.layout.key else MultisetFold()
 
     def _cells(self, cells: Cells) -> Cells:
+        if self._passes:
+            return cells
         picked = self._pick(cells)
         if not self._rules:
             return picked
@@ -79,16 +82,31 @@ class Intake:
         """Take a new row in."""
         self._check_width(message.new)
         cells = self._cells(message.new)
-        if self.reads_again and isinstance(fold, KeyedFold):
+        if isinstance(fold, MultisetFold):
+            fold.insert(cells)
+        elif self.reads_again or type(message) is PartialInsert:
             fold.lose(self.key_of(cells))
         else:
-            fold.insert(cells)
+            fold.insert(self.key_of(cells), cells)
 
     def update(self, fold: KeyedFold | MultisetFold, message: Update) -> None:
         """Take a new version of a row in."""
+        if message.old is None and type(fold) is KeyedFold and not self.reads_again:
+            self._check_width(message.new)
+            cells = self._cells(message.new)
+            key = self.key_of(cells)
+            if type(message) is PartialUpdate:
+                fold.update(key, key, cells)
+            else:
+                fold.overwrite(key, cells)
+        else:
+            self._update_from_old(fold, message)
+
+    def _update_from_old(self, fold: KeyedFold | MultisetFold, message: Update) -> None:
+        """Take an update in of which the old row, or its key, is known."""
         self._check_width(message.new)
         new, old = message.new, message.old
-        if old is not None and UNCHANGED in new:
+        if old is not None and type(message) is PartialUpdate:
             # A key's old value is sent wherever it is large; under REPLICA IDENTITY FULL every old value is.
             whole = message.old_kind == "O"
             pairs = zip(new, old, strict=True)
@@ -101,12 +119,13 @@ class Intake:
             return
         key = self.key_of(cells)
         old_key = key if old is None else self.key_of(self._cells(old))
-        if self.reads_again or (self.is_strict and UNCHANGED in cells):
-            if old_key != key:
-                fold.lose(old_key)
+        if self.reads_again:
+            fold.lose(old_key)
             fold.lose(key)
+        elif old_key == key and UNCHANGED not in cells:
+            fold.overwrite(key, cells)
         else:
-            fold.update(old_key, cells)
+            fold.update(old_key, key, cells)
 
     def delete(self, fold: KeyedFold | MultisetFold, message: Delete) -> None:
         """Take the end of a row in."""

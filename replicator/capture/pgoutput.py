@@ -106,6 +106,18 @@ class Update(NamedTuple):
     binary: int
 
 
+class PartialInsert(Insert):
+    """An insert of which some cells are UNCHANGED; PostgreSQL is not known to send any."""
+
+    __slots__ = ()
+
+
+class PartialUpdate(Update):
+    """An update of which some cells are UNCHANGED. Its own kind, so that nobody has to look through whole rows."""
+
+    __slots__ = ()
+
+
 class Delete(NamedTuple):
     """A row is gone; `old` is its key ('K', other cells NULL) or the whole row ('O')."""
 
@@ -147,6 +159,7 @@ _NEW, _KEY, _OLD = b"NKO"
 _OLD_KINDS: dict[int, Literal["K", "O"]] = {_KEY: "K", _OLD: "O"}
 _IDENTITIES: dict[int, Identity] = {ord("d"): "d", ord("n"): "n", ord("f"): "f", ord("i"): "i"}
 _BITS = tuple(1 << column for column in range(MAX_COLUMNS))
+_LACKS = 1 << MAX_COLUMNS
 
 _BEGIN = struct.Struct(">xQqI")
 _COMMIT = struct.Struct(">xBQQq")
@@ -253,6 +266,8 @@ def _read_insert(message: bytes) -> Insert:
         raise _Impossible("an insert without a new row")
     new, binary, at = _read_cells(message, _CHANGE_HEAD_BYTES, count)
     _check_end(message, at)
+    if binary >= _LACKS:
+        return tuple.__new__(PartialInsert, (relation, new, binary - _LACKS))
     # What `Insert(...)` does, at half its price.
     return tuple.__new__(Insert, (relation, new, binary))
 
@@ -262,6 +277,8 @@ def _read_update(message: bytes) -> Update:
     if kind == _NEW:
         new, binary, at = _read_cells(message, _CHANGE_HEAD_BYTES, count)
         _check_end(message, at)
+        if binary >= _LACKS:
+            return tuple.__new__(PartialUpdate, (relation, None, None, new, binary - _LACKS))
         return tuple.__new__(Update, (relation, None, None, new, binary))
     old_kind = _read_old_kind(kind)
     old, old_binary, at = _read_cells(message, _CHANGE_HEAD_BYTES, count, is_old=True)
@@ -270,9 +287,12 @@ def _read_update(message: bytes) -> Update:
         raise _Impossible("an update without a new row of the old one's width")
     new, binary, at = _read_cells(message, at + _TUPLE_HEAD_BYTES, count)
     _check_end(message, at)
+    update = Update
+    if binary >= _LACKS:
+        update, binary = PartialUpdate, binary - _LACKS
     if binary != old_binary:
         binary = _join_formats(old, old_binary, new, binary)
-    return tuple.__new__(Update, (relation, old_kind, old, new, binary))
+    return tuple.__new__(update, (relation, old_kind, old, new, binary))
 
 
 def _read_delete(message: bytes) -> Delete:
@@ -321,6 +341,8 @@ _READERS: dict[int, Callable[[bytes], Message]] = {
 def _read_cells(message: bytes, at: int, count: int, *, is_old: bool = False) -> tuple[Cells, int, int]:
     """Return `count` cells, the bits of those in binary format, and where they end (past the end: too short).
 
+    With the bits comes _LACKS when a cell is UNCHANGED.
+
     The hot path: a slice past the end is short without a word, so the caller compares the end with the length.
     """
     if count > MAX_COLUMNS:
@@ -346,12 +368,15 @@ def _read_cells(message: bytes, at: int, count: int, *, is_old: bool = False) ->
             elif kind == _NOT_SENT and not is_old:
                 at += 1
                 cells.append(UNCHANGED)
+                binary |= _LACKS
             else:
                 raise _Impossible("a cell of an unknown kind")
     except struct.error:
         tail = message[at:size]
         cells += _read_valueless(tail, count - len(cells), is_old=is_old)
         at += len(tail)
+        if UNCHANGED in cells:
+            binary |= _LACKS
     return tuple(cells), binary, at
 
 

@@ -18,6 +18,7 @@ from replicator.capture.pgoutput import (
     LogicalMessage,
     Message,
     Origin,
+    PartialUpdate,
     Relation,
     Truncate,
     Type,
@@ -190,7 +191,9 @@ def test_every_message_of_a_server_is_decoded_to_its_last_byte(recording: Record
     for message in (*recording.text, *recording.binary):
         assert encode(decode(message)) == message
     kinds = {type(message) for message in recording.messages}
-    assert kinds == {Begin, Commit, Origin, Relation, Type, Insert, Update, Delete, Truncate, LogicalMessage}
+    assert kinds == {
+        Begin, Commit, Origin, Relation, Type, Insert, Update, PartialUpdate, Delete, Truncate, LogicalMessage
+    }  # fmt: skip
 
 
 def test_transactions_follow_each_other_and_their_positions_grow(recording: Recording) -> None:

@@ -23,6 +23,8 @@ from replicator.capture.pgoutput import (
     LogicalMessage,
     Message,
     Origin,
+    PartialInsert,
+    PartialUpdate,
     Relation,
     Truncate,
     Type,
@@ -113,19 +115,28 @@ EXAMPLES: list[Message] = [
     Truncate((7,), cascade=False, restart_identity=True),
     LogicalMessage(transactional=True, lsn=Lsn(1), prefix="replicator", content=b"\0\xff"),
 ]
+PARTIAL = {Insert: PartialInsert, Update: PartialUpdate}
+
+
+def expected_kind(message: Message) -> type:
+    """Return the kind that a message is decoded to: a row with an unchanged cell has a kind of its own."""
+    lacks = isinstance(message, Insert | Update) and UNCHANGED in message.new
+    return PARTIAL[type(message)] if lacks else type(message)
+
+
 EXAMPLE_IDS = [f"{number}-{type(message).__name__}" for number, message in enumerate(EXAMPLES)]
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=EXAMPLE_IDS)
 def test_each_kind_is_read_as_it_was_written(message: Message) -> None:
     decoded = decode(encode(message))
-    assert (type(decoded), decoded) == (type(message), message)
+    assert (type(decoded), decoded) == (expected_kind(message), message)
 
 
 @given(MESSAGES)
 def test_whatever_a_server_may_send_is_read_as_it_was_written(message: Message) -> None:
     decoded = decode(encode(message))
-    assert (type(decoded), decoded) == (type(message), message)
+    assert (type(decoded), decoded) == (expected_kind(message), message)
 
 
 def test_an_insert_is_these_bytes() -> None:
