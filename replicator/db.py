@@ -52,6 +52,8 @@ PINNED = {
 }
 
 _PASSING_CLASSES = ("08", "53")
+# Of class 08, but what was sent is wrong, and will be again.
+_PROTOCOL_VIOLATION = "08P01"
 _PASSING_STATES = {"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "25P03", "55P03"}
 _REFUSED_CLASSES = ("22", "23", "44")
 _FATAL_BUT_PASSING = re.compile(r"starting up|shutting down|recovery|too many|connection slots", re.IGNORECASE)
@@ -156,6 +158,8 @@ def closing(connection: Connection) -> Iterator[Connection]:
 
 def is_passing(sqlstate: str | None) -> bool:
     """Say whether an error with this SQLSTATE passes by itself. None: the connection broke without a word."""
+    if sqlstate == _PROTOCOL_VIOLATION:
+        return False
     return sqlstate is None or sqlstate in _PASSING_STATES or sqlstate[:2] in _PASSING_CLASSES
 
 
