@@ -55,7 +55,7 @@ from replicator.errors import (
 )
 from replicator.inventory import Chosen, require_tables, take_inventory
 from replicator.log import get_logger
-from replicator.patience import PASSING_LIMIT_S, Patience
+from replicator.patience import Patience
 from replicator.position import Lsn
 from replicator.preparation import choose_digest, open_access, prepare_jobs
 from replicator.reading import SnapshotFacts
@@ -115,7 +115,7 @@ class Listener:
         self.result = ListenResult(uuid.uuid4())
         self.log = get_logger().bind(run_id=str(self.result.execution_id))
         self.is_bounded = until_caught_up or until_lsn is not None
-        self.patience = Patience(self.stop, self.log, limit_s=PASSING_LIMIT_S if self.is_bounded else math.inf)
+        self.patience = Patience(self.stop, self.log, limit_s=None if self.is_bounded else math.inf)
         self.is_connected = False
 
     def run(self) -> ListenResult:

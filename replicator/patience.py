@@ -14,13 +14,14 @@ PASSING_LIMIT_S = 300.0
 
 
 class Patience:
-    """Tries again after passing errors, with jitter, until `limit_s` of them have brought nothing.
+    """Tries again after passing errors, with jitter, until five minutes of them, or `limit_s`, have brought nothing.
 
     stop: once it is set, nothing is tried again.
     """
 
-    def __init__(self, stop: threading.Event, log: FilteringBoundLogger, *, limit_s: float = PASSING_LIMIT_S) -> None:
-        self._stop, self._log, self._limit_s = stop, log, limit_s
+    def __init__(self, stop: threading.Event, log: FilteringBoundLogger, *, limit_s: float | None = None) -> None:
+        self._stop, self._log = stop, log
+        self._limit_s = PASSING_LIMIT_S if limit_s is None else limit_s
         self._failing_since: float | None = None
 
     def attempts(self) -> Retrying:
