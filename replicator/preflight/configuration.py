@@ -50,7 +50,7 @@ def _check_keys(keys: TableSettings, table: str | None) -> Iterator[Finding]:
         yield Finding(
             "on_row_error",
             "warn",
-            'on_row_error is "quarantine", but a sync stops its table at a refused row for now',
-            f'set on_row_error = "stop" {where}, or leave it for the day when rows are set aside',
+            'on_row_error is "quarantine": it holds for `listen`; a sync stops its table at a refused row',
+            f'set on_row_error = "stop" {where}, or leave it for the listener',
             table,
         )
