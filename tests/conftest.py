@@ -2,6 +2,7 @@
 
     pair            source and target database on the shared servers of this worker
     make_pair       the same with options, as often as needed
+    streamed        a pair for the listener
     make_cluster    a server of the test's own, to stop, restart or kill
 
 Tests run on PostgreSQL 18 at both ends; those marked `versions` also on 15 → 18, 16 → 16 and 18 → 15.
@@ -169,3 +170,9 @@ def make_pair(crossing: tuple[int, int], shared_servers: SharedServers, tmp_path
 @pytest.fixture
 def pair(make_pair: MakePair) -> Pair:
     return make_pair()
+
+
+@pytest.fixture
+def streamed(make_pair: MakePair) -> Pair:
+    """Return a pair whose reader may replicate and owns nothing; the publication is made by the owner."""
+    return make_pair(listens=True)

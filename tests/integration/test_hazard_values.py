@@ -392,34 +392,42 @@ def test_types_that_no_column_can_be_filled_with_by_hand_arrive_as_text(pair: Pa
     sync_idly(pair)
 
 
+NESTED_TYPES = r"""
+    create schema "My Types";
+    create type mood as enum ('sad', 'so, so', 'it''s "ok"', E'\\', '', 'ハッピー');
+    create type "My Types"."Enum" as enum ('a', 'b');
+    create type empty as enum ();
+    create type pair as (n int, note text);
+    create type deep as (p pair, m mood[], "Quoted, name" numeric);
+    create domain small as int check (value < 100);
+    create domain smaller as small check (value < 10);
+    create domain moody as mood;
+    create domain code as varchar(5) not null;
+    create domain numbers as int[];
+    create domain price as numeric(8, 2) default 1;
+    create table t (
+        id smaller primary key, m mood, ms mood[], e "My Types"."Enum", es "My Types"."Enum"[][], nothing empty,
+        p pair, ps pair[], d deep, s small, ss smaller[], dm moody, dms moody[], c code, cs code[],
+        ns numbers, nss numbers[], price price, prices price[]
+    );
+    insert into t values
+        (1, 'sad', '{sad,NULL,"so, so"}', 'a', '{{a,b},{NULL,b}}', null, (1, 'a, "b"'),
+         array[(1, null)::pair, null], ((null, E'\\')::pair, '{"it''s \"ok\""}', 1.00), 99, '{1,NULL}', '', E'{"\\\\",""}', '', '{a,abcde}',
+         '{1,NULL}', '{"{1,2}",NULL}', 1, '{1.00,NULL}'),
+        (2, null, '{}', null, '{}', null, null, '{}', null, null, '{}', null, null, 'x', '{}', '{}', null, null, null),
+        (3, 'ハッピー', '[-1:0]={sad,""}', 'b', null, null, '(,)', null, (null, null, null), 0, '[5:5]={0}', 'sad', '{}',
+         'é', null, '[0:1]={1,2}', '{}', 'NaN', '{}');
+"""
+CHANGE_NESTED_TYPES = """
+    update t set m = 'so, so', ms = ms || 'sad'::mood, p = (7, 'changed'), ss = '{9}', ns = ns || 3, dm = '' where id = 1;
+    delete from t where id = 2;
+    insert into t (id, m, c) values (4, '', 'new');
+"""
+
+
 @pytest.mark.hazard("V2")
 def test_enums_domains_and_composites_arrive_alone_and_in_arrays(pair: Pair) -> None:
-    pair.source.execute(r"""
-        create schema "My Types";
-        create type mood as enum ('sad', 'so, so', 'it''s "ok"', E'\\', '', 'ハッピー');
-        create type "My Types"."Enum" as enum ('a', 'b');
-        create type empty as enum ();
-        create type pair as (n int, note text);
-        create type deep as (p pair, m mood[], "Quoted, name" numeric);
-        create domain small as int check (value < 100);
-        create domain smaller as small check (value < 10);
-        create domain moody as mood;
-        create domain code as varchar(5) not null;
-        create domain numbers as int[];
-        create domain price as numeric(8, 2) default 1;
-        create table t (
-            id smaller primary key, m mood, ms mood[], e "My Types"."Enum", es "My Types"."Enum"[][], nothing empty,
-            p pair, ps pair[], d deep, s small, ss smaller[], dm moody, dms moody[], c code, cs code[],
-            ns numbers, nss numbers[], price price, prices price[]
-        );
-        insert into t values
-            (1, 'sad', '{sad,NULL,"so, so"}', 'a', '{{a,b},{NULL,b}}', null, (1, 'a, "b"'),
-             array[(1, null)::pair, null], ((null, E'\\')::pair, '{"it''s \"ok\""}', 1.00), 99, '{1,NULL}', '', E'{"\\\\",""}', '', '{a,abcde}',
-             '{1,NULL}', '{"{1,2}",NULL}', 1, '{1.00,NULL}'),
-            (2, null, '{}', null, '{}', null, null, '{}', null, null, '{}', null, null, 'x', '{}', '{}', null, null, null),
-            (3, 'ハッピー', '[-1:0]={sad,""}', 'b', null, null, '(,)', null, (null, null, null), 0, '[5:5]={0}', 'sad', '{}',
-             'é', null, '[0:1]={1,2}', '{}', 'NaN', '{}');
-    """)
+    pair.source.execute(NESTED_TYPES)
     pair.grant()
     pair.write_config(tables=["public.t"])
     sync(pair)
@@ -431,11 +439,7 @@ def test_enums_domains_and_composites_arrive_alone_and_in_arrays(pair: Pair) -> 
             "prices": "numeric(8,2)[]"}  # fmt: skip
     assert {name: found[name] for name in kept} == kept
     assert {found[name] for name in ("p", "ps", "d", "nss")} == {"text"}
-    pair.source.execute("""
-        update t set m = 'so, so', ms = ms || 'sad'::mood, p = (7, 'changed'), ss = '{9}', ns = ns || 3, dm = '' where id = 1;
-        delete from t where id = 2;
-        insert into t (id, m, c) values (4, '', 'new');
-    """)
+    pair.source.execute(CHANGE_NESTED_TYPES)
     assert sync(pair)["public.t"]["load_type"] == "incremental"
     pair.assert_equal("public.t")
     sync_idly(pair)

@@ -7,19 +7,9 @@ import signal
 import pytest
 from psycopg import sql
 
-from tests.conftest import MakePair
 from tests.pair import Pair
+from tests.streaming import catch_up
 from tests.wait import wait_until
-
-
-@pytest.fixture
-def streamed(make_pair: MakePair) -> Pair:
-    """Return a pair whose reader may replicate and owns nothing; the publication is made by the owner."""
-    return make_pair(listens=True)
-
-
-def catch_up(pair: Pair, *args: str, check: int | None = 0) -> str:
-    return pair.run("listen", "--until-caught-up", *args, check=check).stderr
 
 
 def test_a_first_run_copies_and_later_ones_bring_every_change(streamed: Pair) -> None:
