@@ -37,9 +37,9 @@ def split_rows(pair: Pair, tables: Sequence[str], key: str) -> None:
     for n, table in enumerate(tables):
         pair.source.execute(f"""
             create schema if not exists aside;
-            create table aside.t{n} as select * from (select *, row_number() over (order by {key}) as n from {table}) as x
-            where n % 2 = 0;
-            alter table aside.t{n} drop column n;
+            create table aside.t{n} as select * from {table}
+            where {key} in (select {key} from (select {key}, row_number() over (order by {key}) as place from {table}) as x
+                            where place % 2 = 0);
             delete from {table} as t using aside.t{n} as a where a.{key} = t.{key}
         """)
 
