@@ -107,10 +107,10 @@ class Intake:
         self._check_width(message.new)
         new, old = message.new, message.old
         if old is not None and type(message) is PartialUpdate:
-            # A key's old value is sent wherever it is large; under REPLICA IDENTITY FULL every old value is.
-            whole = message.old_kind == "O"
-            pairs = zip(new, old, strict=True)
-            new = tuple([o if c is UNCHANGED and (whole or o is not None) else c for c, o in pairs])
+            # A key's old value is sent wherever it is large; under REPLICA IDENTITY FULL every old value is. What is
+            # not sent stands as NULL, and what did not change and is large never is NULL. `old_kind` does not tell: of
+            # a partition it names the root's identity, while the values are those of the partition's own.
+            new = tuple([o if c is UNCHANGED and o is not None else c for c, o in zip(new, old, strict=True)])
         cells = self._cells(new)
         if isinstance(fold, MultisetFold):
             if old is None or message.old_kind != "O":
