@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from replicator.apply.job import Job
 from replicator.apply.target import describe_target, plan_target
 from replicator.batch import Shape
-from replicator.capture.intake import Intake, Layout, identity_lost
+from replicator.capture.intake import Intake, Layout
 from replicator.capture.pgoutput import Relation as RelationMessage
 from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError
 from replicator.inventory import Chosen
+from replicator.relation import PARTITIONED
 from replicator.rules import compile_cell_rule, expression_masks, needs_source
 
 _GENERATED_SINCE = 180000
@@ -31,25 +32,27 @@ class StreamedTable:
     expected: dict[str, tuple[int, int]]
 
     def make_intake(self, message: RelationMessage) -> Intake | None:
-        """Return the intake for a relation of this table; None when its shape is not the one that was copied.
+        """Return the intake for a relation of this table.
 
-        Raises OperatorError when the source no longer says which row changed.
+        None when its shape is not the one that was copied, or when it does not say which row changed: the table is then
+        to be read again. What an identity that was mended since has left in the WAL cannot be mended any more.
         """
         relation = self.job.mapping.relation
         if {c.name: (c.type_oid, c.type_modifier) for c in message.columns} != self.expected:
             return None
-        if message.oid == relation.oid and len(relation.members) == 1:
-            self._check_identity(message)
         is_part = message.oid != relation.oid or relation.has_children
-        return Intake(message, self.layout, is_part=is_part)
+        return Intake(message, self.layout, is_part=is_part) if self._names_rows(message) else None
 
-    def _check_identity(self, message: RelationMessage) -> None:
+    def _names_rows(self, message: RelationMessage) -> bool:
         if message.identity == "f":
-            return
-        named = {column.name for column in message.columns if column.is_key}
+            return True
         key = {output.source.name for output in self.job.mapping.key_outputs}
-        if message.identity == "n" or not key or not key <= named:
-            raise identity_lost(self.job.table)
+        relation = self.job.mapping.relation
+        if key and message.oid == relation.oid and relation.kind == PARTITIONED:
+            # The message has the root's identity, the rows those of the partitions.
+            return True
+        named = {column.name for column in message.columns if column.is_key}
+        return bool(key) and message.identity != "n" and key <= named
 
 
 def make_streamed(
