@@ -502,7 +502,7 @@ class _Session:
             if table is None:
                 return None
             intake = self.tables[table].make_intake(message)
-            if intake is None:
+            if intake is None and not collector.passes_over(table):
                 collector.discard(table)
             return intake
 

@@ -149,6 +149,11 @@ class Collector:
             segment.count += 1
             segment.fold.truncate()
 
+    def passes_over(self, table: str) -> bool:
+        """Say whether the target has all of the table that the open transaction tells: a shape of then is no news."""
+        begin = self._begin
+        return begin is not None and (self._skips or begin.final_lsn < self._since[table])
+
     def discard(self, table: str) -> None:
         """Take nothing more of a table: it is to be read again, later than this."""
         self.stale.add(table)
