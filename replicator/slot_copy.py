@@ -67,15 +67,19 @@ class SlotRound(Round):
 
 
 _ROUNDS = 3
+_OF_ONE_TABLE = {"23505", "40001", "40P01", "55P03"}
+"""What ends the load of one table and neither the snapshot nor anybody's connection."""
 
 
 def copy_in_slot(make_round: Callable[[list[Chosen]], SlotRound], tables: Sequence[Chosen]) -> SnapshotFacts:
     """Copy the tables in the slot's snapshot; return the snapshot's facts.
 
-    A table that somebody else waits for is tried again in the same snapshot. Raises the first table's own error, or
-    the passing error that left tables out: then all begins anew with another slot.
+    A table that somebody else waits for is tried again in the same snapshot, and so is one that met a deadlock or the
+    like. Raises the first table's own error, or the passing error that left tables out: then all begins anew with
+    another slot.
     """
     left = list(tables)
+    passing: PassingError | None = None
     for _ in range(_ROUNDS):
         round_ = make_round(left)
         round_.execute()
@@ -84,7 +88,8 @@ def copy_in_slot(make_round: Callable[[list[Chosen]], SlotRound], tables: Sequen
             raise error
         if not round_.left:
             return round_.snapshot.facts
-        if round_.passing is not None:
-            raise round_.passing
+        passing = round_.passing
+        if passing is not None and passing.sqlstate not in _OF_ONE_TABLE:
+            raise passing
         left = round_.left
-    raise gave_way()
+    raise passing or gave_way()
