@@ -61,7 +61,11 @@ def check_identity(table: str, mapping: Mapping, identities: Sequence[Identity])
     """
     heaps = {member.oid for member in mapping.relation.members if member.kind == TABLE}
     key = {output.source.name for output in mapping.key_outputs}
+    if not key:
+        # Under the root's name old rows are marked as whole by the root's own identity.
+        heaps.add(mapping.relation.oid)
     for identity in identities:
+        _check_virtual(table, mapping, identity)
         if identity.oid not in heaps or identity.kind == "f":
             continue
         if key and identity.columns is not None and key <= set(identity.columns):
@@ -73,6 +77,21 @@ def check_identity(table: str, mapping: Mapping, identities: Sequence[Identity])
             id="identity_missing",
             table=table,
         )
+
+
+def _check_virtual(table: str, mapping: Mapping, identity: Identity) -> None:
+    virtual = [column.name for column in mapping.relation.columns if column.generated == "v"]
+    if identity.kind != "f" or not virtual:
+        return
+    name = sql.Identifier(identity.schema, identity.name)
+    default = sql.SQL("alter table {} replica identity default").format(name).as_string()
+    raise PreflightError(
+        f"publishing {table} makes its updates and deletes fail",
+        why=f"REPLICA IDENTITY FULL takes in {virtual[0]}, a virtual generated column, and none can be published",
+        mend=f"{default}; or make the column stored" if mapping.key else "make the column stored, or give the table a key",
+        id="identity_virtual",
+        table=table,
+    )
 
 
 def _why(identity: Identity, key: set[str]) -> str:
