@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from replicator.apply.job import Job
@@ -99,7 +100,26 @@ def make_streamed(
         for column in mapping.relation.columns
         if (published is None or column.name in published) and (not column.generated or lists_generated)
     }
+    _check_rereads(job, layout, expected)
     return StreamedTable(chosen, job, layout, shape, expected)
+
+
+def _check_rereads(job: Job, layout: Layout, expected: Collection[str]) -> None:
+    """Raise ConfigError for a table without a key whose rows the stream does not bring whole."""
+    unsent = [
+        name for place, name in enumerate(layout.columns) if place not in layout.constant and name not in expected
+    ]
+    if layout.key or not (layout.from_source or unsent):
+        return
+    raise ConfigError(
+        f"{job.table} has no key, and the stream does not bring its rows whole",
+        why=f"column {unsent[0]} is generated, and not published"
+        if unsent
+        else "`where` and masks with an SQL expression are computed by the source, which finds a row by its key",
+        mend=f'configure its key, or exclude = ["{unsent[0]}"]' if unsent else "configure its key, or drop the rule",
+        id="key_missing",
+        table=job.table,
+    )
 
 
 def _check_key(job: Job) -> None:
