@@ -26,6 +26,7 @@ from replicator.db import Connection
 from replicator.fold import GONE, UNKNOWN, Key, KeyedFold, MultisetFold, Partial
 
 Known = tuple[int, ...]
+_MOST_COLUMNS = 1600
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class KeyedChanges(ChangeLoad):
         self.partial: list[tuple[str, list[str]]] = []
         self.moved: list[tuple[str, bool]] = []
 
-    def stage(self) -> None:
+    def stage(self) -> None:  # noqa: PLR0912  # one branch for each kind of row
         """Sort the folded rows by what is known of them, and bring each kind to the target."""
         fold = self.segment.fold
         assert isinstance(fold, KeyedFold)
@@ -128,6 +129,8 @@ class KeyedChanges(ChangeLoad):
         unknown: list[KeyText] = []
         partial: defaultdict[Known, list[Cells]] = defaultdict(list)
         moved: defaultdict[Known, list[Cells]] = defaultdict(list)
+        # With its old key beside it the widest row is too wide for a staging table.
+        fits = len(self.live.columns) + len(self.target.extra) + len(self.target.key) <= _MOST_COLUMNS
         for key, row in fold.rows.items():
             if row is GONE:
                 gone.append(key_cells(key))
@@ -138,7 +141,12 @@ class KeyedChanges(ChangeLoad):
             else:
                 known = tuple([place for place, cell in enumerate(row.cells) if cell is not UNCHANGED])
                 cells = tuple([row.cells[place] for place in known])
-                if row.base != key:
+                if row.base != key and not fits:
+                    if len(known) == len(row.cells):
+                        whole.append(cells)
+                    else:
+                        unknown.append(key_cells(key))
+                elif row.base != key:
                     moved[known].append((*cells, *key_cells(row.base)))
                 else:
                     (whole if len(known) == len(row.cells) else partial[known]).append(cells)
