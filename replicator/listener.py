@@ -50,6 +50,7 @@ from replicator.errors import (
     LockHeldError,
     OperatorError,
     PassingError,
+    PreflightError,
     ReplicatorError,
     SafetyStop,
 )
@@ -117,6 +118,7 @@ class Listener:
         self.is_bounded = until_caught_up or until_lsn is not None
         self.patience = Patience(self.stop, self.log, limit_s=None if self.is_bounded else math.inf)
         self.is_connected = False
+        self.has_lost_publication = False
 
     def run(self) -> ListenResult:
         """Listen. Raises what only an operator can mend; passing errors are borne, for ever unless bounded."""
@@ -146,8 +148,17 @@ class Listener:
             try:
                 return session.run()
             except OperatorError as error:
+                if self.repair_gap and is_publication_lost(error) and not self.has_lost_publication:
+                    # The WAL holds changes of a time without the publication: no stream passes by those.
+                    self.has_lost_publication = True
+                    return Outcome.AGAIN
                 session.record_failure(error)
                 raise
+
+
+def is_publication_lost(error: OperatorError) -> bool:
+    """Say whether the stream, not the catalog, lacks the publication."""
+    return error.id == "publication_missing" and not isinstance(error, PreflightError)
 
 
 def _stopped_early() -> OperatorError:
@@ -283,11 +294,12 @@ class _Session:
             check_slot(slot, self.watcher.info.dbname)
         if state.position is not None:
             gap = self._find_gap(state, slot, identifier, timeline)
-            if gap is None:
+            if gap is None and not self.listener.has_lost_publication:
                 return state
-            if not self.listener.repair_gap or isinstance(gap, SafetyStop):
-                raise gap
-            self.log.warning("gap_found", error_type=gap.id, error_message=gap.message)
+            if gap is not None:
+                if not self.listener.repair_gap or isinstance(gap, SafetyStop):
+                    raise gap
+                self.log.warning("gap_found", error_type=gap.id, error_message=gap.message)
         elif slot is not None and state.slot_name != name:
             raise OperatorError(
                 f"the replication slot {name} is there, and nothing is known of it here",
@@ -355,6 +367,7 @@ class _Session:
                 fresh_at=facts.clock,
                 repair_xid=facts.xmin,
             )
+        self.listener.has_lost_publication = False
         self.log.info("position_confirmed", path=path, lsn=str(slot.consistent_point))
 
     def _drop_slot(self, name: str) -> None:
