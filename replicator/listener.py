@@ -10,7 +10,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,6 +31,7 @@ from replicator.capture.publication import (
     ensure_publication,
     plan_table,
     read_identities,
+    read_memberships,
     read_published,
 )
 from replicator.capture.pull import read_system_identifier
@@ -181,6 +182,7 @@ class _Session:
         self.control: Control | None = None
         self.stream_control: StreamControl | None = None
         self.tables: dict[str, StreamedTable] = {}
+        self.memberships: dict[int, str] = {}
 
     def run(self) -> Outcome:
         """Connect, find out where the stream stands, make up for what is missing, follow it."""
@@ -272,6 +274,11 @@ class _Session:
                 excludes = len(job.mapping.outputs) < len(job.mapping.relation.columns)
                 published.append(plan_table(job.mapping, excludes, own))
             ensure_publication(self.watcher, self.settings.publication_name, published, self.version)
+            self.memberships = self._read_memberships(self.watcher, jobs)
+
+    def _read_memberships(self, connection: Connection, jobs: Mapping[str, Job]) -> dict[int, str]:
+        oids = [job.mapping.relation.oid for job in jobs.values()]
+        return read_memberships(connection, self.settings.publication_name, oids)
 
     def _prepare_jobs(self, chosen: Sequence[Chosen]) -> dict[str, Job]:
         """Return the tables' jobs as the source defines them now."""
@@ -436,7 +443,15 @@ class _Session:
                 run.claim(control, names, "listener")
 
             def make_round(left: list[Chosen]) -> SlotRound:
-                return SlotRound(run, control, left, slot=slot, repair_xid=repair_xid, epoch=streams.epoch)
+                return SlotRound(
+                    run,
+                    control,
+                    left,
+                    slot=slot,
+                    repair_xid=repair_xid,
+                    epoch=streams.epoch,
+                    memberships=self.memberships,
+                )
 
             return copy_in_slot(make_round, chosen)
         finally:
@@ -483,7 +498,7 @@ class _Session:
             job = jobs[table.table]
             there = known.get(table.table)
             streamed = None
-            if there is not None and not there.is_stale and there.definition == define(job):
+            if there is not None and not there.is_stale and there.definition == define(job, self.memberships):
                 with translated("target", table.table):
                     streamed = make_streamed(
                         streams.connection,
@@ -658,10 +673,11 @@ class _Session:
         assert self.control is not None
         records = {name: table.job.record for name, table in self.tables.items()}
         jobs = prepare_jobs(connection, chosen, records, mask_key=self.access.mask_key, lenient=True)
+        memberships = self._read_memberships(connection, jobs)
         return {
             table.table
             for table in chosen
-            if table.table not in jobs or define(jobs[table.table]) != self.definitions[table.table]
+            if table.table not in jobs or define(jobs[table.table], memberships) != self.definitions[table.table]
         }
 
     def _look_for_changes(self) -> set[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.stream_control import StreamControl
@@ -23,12 +23,13 @@ class SlotRound(Round):
     """A round in a slot's snapshot.
 
     slot: its exported snapshot lives as long as its connection says nothing else. repair_xid: everything older is in
-    the target already, None for nothing. finish: called with each table in its transaction.
+    the target already, None for nothing. memberships: of the publication, as they were ahead of the slot.
     """
 
     slot: NewSlot | None = None
     repair_xid: int | None = None
     epoch: int = 0
+    memberships: Mapping[int, str] = field(default_factory=dict)
 
     def _take_snapshot(self, relations: list[tuple[str, str, str]]) -> Snapshot:
         assert self.slot is not None
@@ -63,7 +64,7 @@ class SlotRound(Round):
         assert self.slot is not None
         control = StreamControl(session.connection, session.control.schema, session.control.pipeline, self.epoch)
         control.fence()
-        control.save_table(incoming.job.table, self.slot.consistent_point, define(incoming.job))
+        control.save_table(incoming.job.table, self.slot.consistent_point, define(incoming.job, self.memberships))
 
 
 _ROUNDS = 3

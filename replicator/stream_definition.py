@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 from replicator.apply.job import Job
 from replicator.relation import TABLE
 
 
-def define(job: Job) -> str:
+def define(job: Job, memberships: Mapping[int, str]) -> str:
     """Return a hash of all that the table's rows depend on beside their own versions.
+
+    memberships: by root, what ties it to the publication.
 
     A fingerprint without what TRUNCATE and VACUUM FULL change in a plain table: the stream brings the first, and the
     second changes no row. Of a partitioned table every member counts, its file too: what TRUNCATE does to a partition
@@ -26,5 +29,6 @@ def define(job: Job) -> str:
         "rules": job.rules,
         "key": job.mapping.key,
         "target": job.target,
+        "membership": memberships.get(relation.oid),
     }
     return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

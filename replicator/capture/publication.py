@@ -88,7 +88,7 @@ def _check_virtual(table: str, mapping: Mapping, identity: Identity) -> None:
     raise PreflightError(
         f"publishing {table} makes its updates and deletes fail",
         why=f"REPLICA IDENTITY FULL takes in {virtual[0]}, a virtual generated column, and none can be published",
-        mend=f"{default}; or make the column stored" if mapping.key else "make the column stored, or give the table a key",
+        mend=f"{default}; or make the column stored" if mapping.key else "give the table a key, or make it stored",
         id="identity_virtual",
         table=table,
     )
@@ -174,6 +174,13 @@ def read_published(connection: Connection, name: str) -> dict[tuple[str, str], t
     """Return the columns that are published, by (schema, name) of the table."""
     rows = connection.execute(statement("replication.published_tables"), {"publication": name}).fetchall()
     return {(row["schema"], row["name"]): tuple(row["columns"] or ()) for row in rows}
+
+
+def read_memberships(connection: Connection, name: str, oids: Sequence[int]) -> dict[int, str]:
+    """Return by root what ties it to the publication: another text once less was published of it for a while."""
+    parameters = {"publication": name, "oids": list(oids)}
+    rows = connection.execute(statement("replication.memberships"), parameters).fetchall()
+    return {row["root"]: row["membership"] for row in rows}
 
 
 def _is_covered(connection: Connection, table: Published, there: set[tuple[str, str]]) -> bool:

@@ -36,6 +36,25 @@ from pg_catalog.pg_publication p where p.pubname = :'publication';
 select t.schemaname as schema, t.tablename as name, t.attnames::text[] as columns, t.rowfilter is not null as is_filtered
 from pg_catalog.pg_publication_tables t where t.pubname = :'publication';
 
+-- name: memberships
+-- oids: roots. What ties each to the publication: other rows of the catalog, or other versions of them, whenever what is
+-- published of it changed, even if it was changed back.
+with recursive member (root, oid) as (
+    select o, o from unnest(:'oids'::oid[]) as o
+    union
+    select m.root, i.inhrelid from member m join pg_catalog.pg_inherits i on i.inhparent = m.oid
+)
+select o::bigint as root, p.oid::text || ' ' || p.xmin::text || ' '
+       || array(select r.oid::text || ' ' || r.xmin::text from pg_catalog.pg_publication_rel r
+                where r.prpubid = p.oid and (r.prrelid in (select m.oid from member m where m.root = o)
+                                             or r.prrelid in (select pg_catalog.pg_partition_ancestors(o)))
+                order by r.oid)::text
+       || array(select s.oid::text || ' ' || s.xmin::text from pg_catalog.pg_publication_namespace s
+                where s.pnpubid = p.oid and s.pnnspid in (select c.relnamespace from pg_catalog.pg_class c
+                                                          join member m on m.oid = c.oid where m.root = o)
+                order by s.oid)::text as membership
+from unnest(:'oids'::oid[]) as o, pg_catalog.pg_publication p where p.pubname = :'publication';
+
 -- name: leaves
 -- root: a table, as SQL writes it. The partitions that hold its rows.
 select n.nspname as schema, c.relname as name
