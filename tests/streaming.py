@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
+
 from tests.pair import Finished, Pair, Running
 from tests.wait import wait_until
 
@@ -41,7 +43,7 @@ def wait_until_equal(pair: Pair, *tables: str, timeout_s: float = 30.0) -> None:
         try:
             for table in tables:
                 pair.assert_equal(table)
-        except AssertionError:
+        except (AssertionError, psycopg.Error):
             return False
         return True
 

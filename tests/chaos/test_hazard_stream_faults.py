@@ -242,14 +242,14 @@ def test_a_slot_that_was_invalidated_is_refused_and_its_gap_repaired(own_source:
     """S19: max_slot_wal_keep_size is small, and the listener stands still for too long."""
     _, pair = own_source(max_slot_wal_keep_size="32MB", max_wal_size="64MB", wal_sender_timeout="3s")
     start(pair)
-    pair.source.execute("create table busy (pad text)")
+    pair.source.execute("create schema unpublished; create table unpublished.busy (pad text)")
     running = pair.popen("listen") if at_work else None
     if running:
         wait_for_stream(running)
         running.send(signal.SIGSTOP)
 
     def is_lost() -> bool:
-        pair.source.execute("insert into busy select repeat('x', 1000) from generate_series(1, 20000)")
+        pair.source.execute("insert into unpublished.busy select repeat('x', 1000) from generate_series(1, 20000)")
         pair.source.execute("select pg_switch_wal(); ")
         pair.source.execute("checkpoint")
         return bool(read_slot(pair)["wal_status"] == "lost")
