@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.conftest import MakePair
@@ -19,11 +21,11 @@ def follow(pair: Pair, *tables: str) -> None:
     assert_tables_equal(pair, tables)
 
 
-def begin(pair: Pair, ddl: str, *tables: str, publish: tuple[str, ...] = (), **sections: object) -> None:
+def begin(pair: Pair, ddl: str, *tables: str, publish: tuple[str, ...] = (), **sections: Any) -> None:
     """Make the source's tables, publish and copy them."""
     pair.source.execute(ddl)
     pair.publish(*publish)
-    pair.write_config(**({"tables": list(tables)} | sections))
+    pair.write_config(**{"tables": list(tables), **sections})
     follow(pair, *tables)
 
 
@@ -317,16 +319,26 @@ def test_partitions_come_and_go_and_rows_move_between_them(streamed: Pair, via: 
     follow(streamed, "public.t")
     steps = (
         "update t set day = '2026-02-03' where id < 5; insert into t values (99, '2026-02-09', 'z')",
-        "update t set id = id + 200 where id in (3, 99); delete from t where id = 2; update t set id = 7, day = '2026-01-30'"
-        " where id = 4 and day > '2026-02-01'",
-        "alter table t attach partition t3 for values from ('2026-03-01') to ('2026-04-01');"
-        "update t set note = 'attached' where id = 1; insert into t values (50, '2026-03-09', 'new')",
-        "begin; insert into t values (51, '2026-03-09', 'lost'); truncate t3; insert into t values (52, '2026-03-10', 'kept');"
-        " commit",
-        "alter table t detach partition t1; insert into t1 values (77, '2026-01-01', 'alone');"
-        "update t set note = 'detached' where id = 52",
-        "create table t4 partition of t default; insert into t values (60, '2026-01-04', 'default'), (61, '2027-01-01', '');"
-        "drop table t2b",
+        (
+            "update t set id = id + 200 where id in (3, 99); delete from t where id = 2; update t set id = 7, day = '2026-01-30'"
+            " where id = 4 and day > '2026-02-01'"
+        ),
+        (
+            "alter table t attach partition t3 for values from ('2026-03-01') to ('2026-04-01');"
+            "update t set note = 'attached' where id = 1; insert into t values (50, '2026-03-09', 'new')"
+        ),
+        (
+            "begin; insert into t values (51, '2026-03-09', 'lost'); truncate t3; insert into t values (52, '2026-03-10', 'kept');"
+            " commit"
+        ),
+        (
+            "alter table t detach partition t1; insert into t1 values (77, '2026-01-01', 'alone');"
+            "update t set note = 'detached' where id = 52"
+        ),
+        (
+            "create table t4 partition of t default; insert into t values (60, '2026-01-04', 'default'), (61, '2027-01-01', '');"
+            "drop table t2b"
+        ),
         "truncate t; insert into t values (1, '2026-02-01', 'all new')",
     )
     for step in steps:
@@ -689,16 +701,14 @@ def test_a_run_that_is_shorter_than_the_interval_of_confirmations_confirms(strea
     begin(
         streamed, "create table t (id int primary key); create table other (id int)", "public.t", publish=("public.t",)
     )
-    query = "select pg_wal_lsn_diff(confirmed_flush_lsn, %s::pg_lsn) from pg_replication_slots where slot_name = %s"
+    query = "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots where slot_name = %s"
     for change in ("insert into t values (1)", "insert into other values (1)", "select 1"):
         streamed.source.execute(change)
         before = streamed.source.execute("select pg_current_wal_lsn()::text").fetchone()
         assert before is not None
         done = streamed.json("listen", "--until-caught-up")
-        (behind,) = streamed.source.execute(query, [done["position"], streamed.slot]).fetchone() or (None,)
-        (short,) = streamed.source.execute(query, [before[0], streamed.slot]).fetchone() or (None,)
-        assert behind is not None and behind >= 0, (change, done)
-        assert short is not None and short >= 0, (change, done)
+        for position in (before[0], done["position"]):
+            assert streamed.source.execute(query, [position, streamed.slot]).fetchone() == (True,), (change, done)
         assert not read_slot(streamed)["active"]
 
 
