@@ -212,9 +212,10 @@ class _Session:
         self.control = control = Control(connection, schema, pipeline)
         with translated("target"):
             control.migrate()
-            control.take_lock("listener", self.settings.lock_wait.total_seconds())
+            wait_s = self.settings.lock_wait.total_seconds()
+            control.take_lock("listener", wait_s)
             self.stream_control = streams = StreamControl(connection, schema, pipeline)
-            state = streams.claim()
+            state = streams.claim(wait_s)
             control.close_dead_runs(self.listener.result.execution_id, ["listen"])
         return control, streams, state
 

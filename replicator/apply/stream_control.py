@@ -15,7 +15,7 @@ from replicator.apply.control import lock_key
 from replicator.batch import Figures
 from replicator.changes import KeyText
 from replicator.db import Connection
-from replicator.errors import FencedError, ReplicatorError
+from replicator.errors import FencedError, LockHeldError, ReplicatorError
 from replicator.position import Lsn
 from replicator.statement import statement
 from replicator.trace import scrub_traceback
@@ -59,9 +59,25 @@ class StreamControl:
         parameters = {"pipeline": self.pipeline, "epoch": self.epoch, **parameters}
         return self.connection.execute(statement(f"listener.{name}", self.schema), parameters)
 
-    def claim(self) -> ListenerState:
-        """Take the pipeline over from any older listener, and return where it stands."""
-        row = self._execute("claim").fetchone()
+    def claim(self, wait_s: float) -> ListenerState:
+        """Take the pipeline over from any older listener, and return where it stands.
+
+        Raises LockHeldError when an older one, frozen or cut off, still has a transaction open after `wait_s`.
+        """
+        try:
+            with self.connection.transaction():
+                self.connection.execute(
+                    "SELECT set_config('lock_timeout', %s, true)", [f"{max(1, int(wait_s * 1000))}ms"]
+                )
+                row = self._execute("claim").fetchone()
+        except psycopg.errors.LockNotAvailable as error:
+            raise LockHeldError(
+                "an older listener of this pipeline still has a transaction open on the target",
+                why="it is frozen or cut off, and the server has not noticed yet",
+                mend="wait, or end its sessions on the target (pg_terminate_backend), then run it again",
+                id="listener_open",
+                sqlstate=error.sqlstate,
+            ) from error
         assert row is not None
         state = _state(row)
         self.epoch = state.epoch
