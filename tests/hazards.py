@@ -136,21 +136,6 @@ _LISTEN = "needs `listen`"
 _RESYNC = "needs `resync`"
 
 UNTESTED = {
-    "S2": _LISTEN,
-    "S3": _LISTEN,
-    "S6": _LISTEN,
-    "S8": _LISTEN,
-    "S9": _LISTEN,
-    "S10": _LISTEN,
-    "S11": _LISTEN,
-    "S13": _LISTEN,
-    "S14": _LISTEN,
-    "S15": _LISTEN,
-    "S19": _LISTEN,
-    "S22": _LISTEN,
-    "S23": _LISTEN,
-    "S24": _LISTEN,
-    "S25": _RESYNC,
     "H4": "needs the dashboard",
     "O3": _LISTEN,
     "O6": "needs the scheduler",

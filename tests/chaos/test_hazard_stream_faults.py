@@ -697,6 +697,10 @@ def test_a_listener_of_another_target_does_not_take_the_slot(make_pair: MakePair
     follow(streamed)
 
 
+SIMPLE_COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
+"""The whole message: a staging table's ON COMMIT holds the word too."""
+
+
 def test_an_answer_to_commit_that_was_lost_doubles_nothing(streamed: Pair) -> None:
     """F5: the transaction is in the target, and the listener finds that out by its position."""
     with FaultProxy(streamed.target_server.host, streamed.target_server.port) as proxy:
@@ -705,7 +709,7 @@ def test_an_answer_to_commit_that_was_lost_doubles_nothing(streamed: Pair) -> No
             # A session prepares what it has said five times: the word is on the wire only at its beginning.
             with streamed.popen("listen") as running:
                 wait_for_stream(running)
-                proxy.lose_answer_to(b"COMMIT")
+                proxy.lose_answer_to(SIMPLE_COMMIT)
                 streamed.source.execute("insert into keyless values (1), (2); update t set n = n + 1")
                 wait_until(lambda n=n: proxy.lost_answers > n, what="an answer is lost")  # type: ignore[misc]
                 wait_for_stream(running, times=2)
