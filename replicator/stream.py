@@ -228,6 +228,7 @@ class Stream:
         pair = self.watch.take_pair(position)
         if pair is not None:
             changes.fresh_at, changes.repair_xid = pair.clock, pair.xid
+            self.collector.forget_visible(pair.xid)
         changes.stale = frozenset(self.collector.stale - self.loading.landed_stale)
 
     def _save_idle(self) -> None:

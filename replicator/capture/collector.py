@@ -162,6 +162,10 @@ class Collector:
             if intake is not None and intake.layout.table == table:
                 self._intakes[oid] = None
 
+    def forget_visible(self, oldest_xid: int) -> None:
+        """Take note that all transactions older than this one are visible: a listener runs for months."""
+        self._delivered.forget(oldest_xid)
+
     def hand_over(self) -> Changes:
         """Return what was collected, and begin anew. Inside a transaction the changes are marked as open."""
         changes, self.changes = self.changes, Changes()

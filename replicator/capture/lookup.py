@@ -41,6 +41,11 @@ class Delivered:
         with self.lock:
             self.xids.add(xid)
 
+    def forget(self, oldest_xid: int) -> None:
+        """Forget those that every snapshot sees: the ones older than the oldest transaction still running (64 bits)."""
+        with self.lock:
+            self.xids = {xid for xid in self.xids if _distance(xid, oldest_xid) >= 0}
+
     def are_visible(self, next_xid: int, open_xids: Iterable[int]) -> bool:
         """Say whether a snapshot sees them all, and forget those that every later one will see too.
 
