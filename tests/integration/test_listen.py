@@ -7,6 +7,7 @@ import signal
 import pytest
 from psycopg import sql
 
+from tests.conftest import MakePair
 from tests.pair import Pair
 from tests.streaming import catch_up
 from tests.wait import wait_until
