@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self
 import psycopg
 from psycopg import sql
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 
 from replicator.capture.envelope import EPOCH_OFFSET_S, Keepalive, encode_status, read_envelope, read_header
 from replicator.db import Connection, connect, translate, translated
@@ -360,9 +360,14 @@ class WalSender:
             reply_requested=reply_requested,
         )
         self._spoke_at = time.monotonic()
-        if self._pgconn.put_copy_data(status) > 0:
-            self._told, self._asked = confirmed, False
-        self._pgconn.flush()
+        try:
+            if self._pgconn.put_copy_data(status) > 0:
+                self._told, self._asked = confirmed, False
+            self._pgconn.flush()
+        except psycopg.OperationalError:
+            # With the connection in order the server has ended the stream, and the next read tells why.
+            if self._pgconn.status != ConnStatus.OK:
+                raise
 
     def _is_over(self, deadline: float) -> bool:
         if self._woken:
