@@ -138,6 +138,11 @@ def read_foreign_keys(connection: Connection, oids: Iterable[int]) -> list[tuple
     return [(row["child"], row["parent"]) for row in _read(connection, "foreign_keys", oids=list(oids))]
 
 
+def is_referenced(connection: Connection, oid: int) -> bool:
+    """Say whether a foreign key refers to the table, its own rows' too."""
+    return bool(_read(connection, "is_referenced", oid=oid)[0]["is_referenced"])
+
+
 def _index(row: Row) -> Index:
     operators = tuple(zip(row["operator_schemas"], row["operator_names"], strict=True))
     return Index(

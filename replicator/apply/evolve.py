@@ -34,8 +34,10 @@ class Evolution:
     """What must be done to a target table before rows can come.
 
     before: DDL ahead of the load; after: DDL that is cheaper once a new table is filled. left_out: outputs that are not
-    copied, because on_schema_change = "ignore". rekeyed: the key changed, so the table is emptied and filled again.
-    adds: columns are added, which only a full read fills in rows that did not change.
+    copied, because on_schema_change = "ignore". rekeyed: the key changed; key_now: the new key's columns as the target
+    names them before the DDL, those left out that are not there yet. replaces: the rows that are here cannot have the
+    new key, and hold nothing that the source lacks. adds: columns are added, which only a full read fills in rows that
+    did not change.
     """
 
     before: tuple[sql.Composed, ...]
@@ -43,6 +45,8 @@ class Evolution:
     left_out: frozenset[str]
     creates: bool
     rekeyed: bool = False
+    key_now: tuple[str, ...] = ()
+    replaces: bool = False
     adds: bool = False
 
 
@@ -150,6 +154,7 @@ class _Plan:
             frozenset(self.left_out),
             creates=False,
             rekeyed=rekeyed,
+            key_now=self._name_key(),
             adds=self.adds,
         )
 
@@ -288,6 +293,10 @@ class _Plan:
             )
         self._drop_primary_key()
         return True, [make]
+
+    def _name_key(self) -> tuple[str, ...]:
+        names = {self._moved(column.name): column.name for column in self.target.columns}
+        return tuple(names[name] for name in self.mapping.key if name in names)
 
     def _drop_primary_key(self) -> None:
         old = next((index for index in self.target.indexes if index.primary), None)

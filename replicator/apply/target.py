@@ -12,6 +12,7 @@ from psycopg import sql
 from replicator.apply.evolve import Evolution, Recorded, create_schema, plan_creation, plan_evolution
 from replicator.apply.job import Job
 from replicator.apply.merge import Target, TargetColumn
+from replicator.apply.rekey import fit_rows
 from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
 from replicator.batch import Shape
 from replicator.catalog import find_missing_schemas, format_types, read_foreign_keys, read_relation
@@ -107,6 +108,8 @@ def plan_target(
         had_key=job.record.state.strategy in (XMIN, WATERMARK),
         created_by_us=job.record.created_by_us,
     )
+    if evolution.rekeyed:
+        evolution = fit_rows(connection, job, existing, evolution)
     return evolution, existing, types
 
 
@@ -191,6 +194,8 @@ def fit_reading(reading: Reading, job: Job, evolution: Evolution) -> Reading:
     reason = ""
     if evolution.creates:
         reason = "the target table is not there"
+    elif evolution.replaces:
+        reason = "the key changed, and no row that is here can have the new one: all are replaced"
     elif evolution.rekeyed:
         reason = "the key changed"
     elif evolution.adds:

@@ -170,3 +170,8 @@ select distinct con.conrelid::bigint as child, con.confrelid::bigint as parent
 from pg_catalog.pg_constraint con
 where con.contype = 'f' and con.conrelid = any (:'oids'::oid[]) and con.confrelid = any (:'oids'::oid[])
   and con.conparentid = 0;
+
+-- name: is_referenced
+-- oid: a table. Whether deleting its rows could be refused or go on to other rows.
+select exists (select from pg_catalog.pg_constraint con
+               where con.contype = 'f' and con.confrelid = :'oid'::oid) as is_referenced;
