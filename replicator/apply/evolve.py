@@ -137,6 +137,7 @@ class _Plan:
     def evolve(self, *, created_by_us: bool) -> Evolution:
         self._rename_columns()
         self._check_identities()
+        self._check_generated()
         for output in self.mapping.outputs:
             if output.name in self.current:
                 self._fit_type(output)
@@ -161,9 +162,9 @@ class _Plan:
     def _alter(self, action: sql.Composable) -> None:
         self.statements.append(sql.SQL("ALTER TABLE {} {}").format(self.name, action))
 
-    def _drift(self, what: str, why: str, mend: sql.Composable | str) -> SchemaDrift:
+    def _drift(self, what: str, why: str, mend: sql.Composable | str, id: str | None = None) -> SchemaDrift:
         text = mend if isinstance(mend, str) else mend.as_string()
-        return SchemaDrift(f"{self.target.schema}.{self.target.name}: {what}", why=why, mend=text)
+        return SchemaDrift(f"{self.target.schema}.{self.target.name}: {what}", why=why, mend=text, id=id)
 
     def _rename_columns(self) -> None:
         if not self.same_source or self.table.on_schema_change != "evolve":
@@ -204,6 +205,27 @@ class _Plan:
                         self.name, sql.Identifier(name)
                     ),
                 )
+
+    def _check_generated(self) -> None:
+        """Raise SchemaDrift for a column that only the target computes: the source's values cannot be written there."""
+        generated = {self._moved(column.name): column.generated for column in self.target.columns if column.generated}
+        for output in self.mapping.outputs:
+            is_computed_there = output.source.generated and isinstance(output.expression, sql.Identifier)
+            if output.name in generated and not is_computed_there:
+                raise self._drift(
+                    f"column {output.name} is generated here and plain in the source",
+                    "PostgreSQL lets nobody write the source's values into it",
+                    self._make_plain(output, generated[output.name]),
+                    "generated_target",
+                )
+
+    def _make_plain(self, output: Output, generated: str) -> sql.Composed:
+        column = sql.Identifier(output.name)
+        if generated == "s":
+            return sql.SQL("alter table {} alter column {} drop expression").format(self.name, column)
+        return sql.SQL("alter table {0} drop column {1}, add column {1} {2}").format(
+            self.name, column, spelled(self.types[output.name].spelling)
+        )
 
     def _add_column(self, output: Output) -> None:
         spelling = self.types[output.name].spelling
