@@ -75,6 +75,7 @@ def read_relations(connection: Connection, oids: Iterable[int]) -> dict[int, Rel
     types = read_types(connection, {c.type_oid for own in columns.values() for c in own})
     return {
         row["oid"]: Relation(
+            database=row["database"],
             oid=row["oid"],
             schema=row["schema"],
             name=row["name"],

@@ -229,6 +229,26 @@ def test_another_database_of_the_same_cluster(case: Case) -> None:
     case.catch_up()
 
 
+@BOTH
+@pytest.mark.hazard("W29")
+def test_a_database_that_is_put_back_from_a_copy_in_its_own_cluster_is_read_whole(case: Case) -> None:
+    """The copy has the cluster, the name, the tables' OIDs and the files' numbers of the one that is gone."""
+    pair = case.pair
+    name, copy = pair.source_db, f"{pair.source_db}_copy"
+    pair.source.close()
+    pair.source_server.execute(f'create database "{copy}" template "{name}"')
+    pair.source = pair.source_server.connect(name)
+    pair.source.execute("update t set note = 'lost again', updated_at = now() where id <= 5")
+    case.catch_up()
+    pair.source.close()
+    pair.source_server.execute(f'drop database "{name}" with (force)')
+    pair.source_server.execute(f'alter database "{copy}" rename to "{name}"')
+    pair.source = pair.source_server.connect(name)
+    batch = case.sync()
+    assert (batch["load_type"], batch["rows_updated"]) == ("full", 5)
+    pair.assert_equal("t")
+
+
 def test_a_stop_of_one_table_does_not_keep_the_others_from_landing(pair: Pair) -> None:
     pair.source.execute(TABLE + "create table u as select * from t; alter table u add primary key (id)")
     pair.grant()
