@@ -21,6 +21,7 @@ from replicator.errors import (
     ReplicatorError,
     SafetyStop,
 )
+from replicator.refusal import explain_escape, explain_refusal, is_ambiguous
 from replicator.statement import statement
 
 Connection = psycopg.Connection[dict[str, Any]]
@@ -71,15 +72,18 @@ _KEEPALIVE = {"keepalives_idle": "60", "keepalives_interval": "10", "keepalives_
 
 
 def check_conninfo(conninfo: str, key: str) -> None:
-    """Raise ConfigError, which does not repeat it, if libpq could not read the connection string."""
+    """Raise ConfigError, which does not repeat it, if libpq could not read the connection string as it was meant."""
     try:
-        conninfo_to_dict(conninfo)
+        ambiguous = is_ambiguous(conninfo)
     except psycopg.ProgrammingError:
         raise ConfigError(
             f"{key} is not a connection string",
             why="libpq could not read it",
             mend=f'write {key} = "postgresql://user@host:5432/database" or "host=... dbname=..."',
         ) from None
+    if ambiguous:
+        why, mend = explain_escape(key)
+        raise ConfigError(f"{key} is not a connection string that can be understood", why=why, mend=mend)
 
 
 def connect(
@@ -92,12 +96,12 @@ def connect(
     PassingError for a later one that only did not answer, OperatorError for a later one that was refused.
     """
     deadline = time.monotonic() + timeout_s
-    conninfo = make_conninfo(conninfo, **{k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)})
+    kept = {k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)}
     while True:
         left_s = deadline - time.monotonic()
         try:
             connection = psycopg.connect(
-                conninfo,
+                make_conninfo(conninfo, **kept),
                 autocommit=True,
                 row_factory=dict_row,
                 connect_timeout=max(2, int(left_s)),
@@ -109,22 +113,20 @@ def connect(
             said = str(error)
             is_final = ("FATAL" in said and not _FATAL_BUT_PASSING.search(said)) or bool(_NEVER_ANSWERS.search(said))
             if is_final or time.monotonic() + _RETRY_PAUSE_S >= deadline:
-                raise _connect_error(error, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
+                why = explain_refusal(said, conninfo)
+                raise _connect_error(why, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
             time.sleep(_RETRY_PAUSE_S)
         else:
             pin_session(connection)
             return connection
 
 
-def _connect_error(
-    error: psycopg.OperationalError, side: str, *, is_final: bool, first: bool, timeout_s: float
-) -> ReplicatorError:
-    words = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Multiple")]
+def _connect_error(why: str, side: str, *, is_final: bool, first: bool, timeout_s: float) -> ReplicatorError:
     what = f"no connection to the {side}" if is_final else f"no connection to the {side} within {timeout_s:g} s"
     family = PreflightError if first else OperatorError if is_final else PassingError
     return family(
         what,
-        why=words[0] if words else "the server did not answer",
+        why=why,
         mend=f"check {side}.dsn: psql must be able to connect with the same string",
         id="no_connection",
     )

@@ -346,6 +346,59 @@ def test_no_secret_and_no_cell_value_gets_out(pair: Pair) -> None:
     assert mask_key not in pair.source_server.log_text()
 
 
+@pytest.mark.hazard("O4")
+@pytest.mark.parametrize("character", "@/")
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_password_with_a_character_that_is_not_escaped_stays_secret(scene: Pair, side: str, character: str) -> None:
+    """libpq takes the rest of the password for the host, or for the database, and repeats it."""
+    canary = f"canary{secrets.token_hex(6)}"
+    dsn = f"postgresql://somebody:12{character}{canary}@127.0.0.1:1/somewhere"
+    scene.write_config(tables=["public.good"], **{side: {"dsn": dsn}}, logs={"level": "debug", "dir": "logs"})
+    for command in ("sync", "check", "plan", "status"):
+        finished = scene.run(command, check=3)
+        assert "percent-encoded" in finished.stderr
+        assert canary not in finished.stdout + finished.stderr
+    if side == "source":
+        (scene.dir / "new").mkdir()
+        finished = scene.run("init", "--config", "new/replicator.toml", check=None, env={"REPLICATOR_SOURCE__DSN": dsn})
+        assert finished.exit_code in (3, 4), finished
+        assert "percent-encoded" in finished.stderr
+        assert canary not in finished.stdout + finished.stderr
+
+
+@pytest.mark.hazard("O4")
+def test_what_libpq_says_of_a_host_is_told_in_our_own_words(scene: Pair) -> None:
+    """A service file reaches it unread."""
+    canary = f"canary{secrets.token_hex(6)}"
+    (scene.dir / "services").write_text(f"[app]\nhost={canary}@127.0.0.1\ndbname=app\n")
+    scene.write_config(tables=["public.good"], source={"dsn": "service=app", "connect_timeout": "1s"}, logs={"dir": "l"})
+    finished = scene.run("sync", check=4, env={"PGSERVICEFILE": str(scene.dir / "services")})
+    assert "could not be resolved" in finished.stderr
+    assert scene.control_rows("public.good")[-1]["error_code"] == "no_connection"
+    logged = "".join(path.read_text() for path in (scene.dir / "l").iterdir())
+    for text in (finished.stdout, finished.stderr, dump_control(scene), logged):
+        assert canary not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"password": "wrong"}, "did not accept the role's password"),
+        ({"dbname": "nowhere"}, "the database does not exist"),
+        ({"port": 1}, "the connection was refused"),
+        ({"host": "nowhere.invalid"}, "could not be resolved"),
+        ({"host": "/nowhere/at/all"}, "no socket"),
+        ({"sslmode": "require"}, "encrypted"),
+    ],
+)
+def test_a_connection_that_was_not_had_is_told_with_its_cause(
+    scene: Pair, changes: dict[str, str | int], words: str
+) -> None:
+    source = {"dsn": scene.dsn_of_source(**changes), "connect_timeout": "1s"}
+    scene.write_config(tables=["public.good"], source=source)
+    assert words in scene.run("sync", check=4).stderr
+
+
 def refusals(canary: str, number: int) -> Iterator[tuple[str, str]]:
     """Yield DDL that makes the target refuse rows, each with what takes it back."""
     yield (f"alter table t add constraint small check (n <= {number})", "alter table t drop constraint small")
