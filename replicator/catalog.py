@@ -144,6 +144,11 @@ def is_referenced(connection: Connection, oid: int) -> bool:
     return bool(_read(connection, "is_referenced", oid=oid)[0]["is_referenced"])
 
 
+def deletes_go_on(connection: Connection, oids: Iterable[int]) -> bool:
+    """Say whether a delete in one of the tables would change rows that refer to it, instead of being refused."""
+    return bool(_read(connection, "deletes_go_on", oids=list(oids))[0]["go_on"])
+
+
 def _index(row: Row) -> Index:
     operators = tuple(zip(row["operator_schemas"], row["operator_names"], strict=True))
     return Index(

@@ -2,7 +2,7 @@
 
 Order inside it: fence, DDL, staging COPY, upsert, deletes, position, `etl_control`, COMMIT. Where the role may not set
 session_replication_role, tables tied by foreign keys share the transaction: upserts parents first, deletes children
-first. Where it may, deletes go ahead if a vanished row holds a unique value that another row took over.
+first. Deletes go ahead if a vanished row holds a unique value that another row took over, unless foreign keys forbid it.
 """
 
 from __future__ import annotations

@@ -176,3 +176,9 @@ where con.contype = 'f' and con.conrelid = any (:'oids'::oid[]) and con.confreli
 -- oid: a table. Whether deleting its rows could be refused or go on to other rows.
 select exists (select from pg_catalog.pg_constraint con
                where con.contype = 'f' and con.confrelid = :'oid'::oid) as is_referenced;
+
+-- name: deletes_go_on
+-- oids: a table and its partitions. Whether a foreign key deletes or changes other rows with one that is deleted.
+select exists (select from pg_catalog.pg_constraint con
+               where con.contype = 'f' and con.confrelid = any (:'oids'::oid[])
+                 and con.confdeltype not in ('a', 'r')) as go_on;
