@@ -13,7 +13,7 @@ from psycopg import sql
 from replicator.apply.control import Control, TableRecord
 from replicator.apply.evolve import Evolution
 from replicator.apply.job import Job
-from replicator.apply.target import fit_reading, plan_job_enums, plan_target, write_enum_ddl
+from replicator.apply.target import check_apart, fit_reading, plan_job_enums, plan_target, write_enum_ddl
 from replicator.apply.types import EnumChange, Resolved
 from replicator.capture.pull import Access, is_standby, observe, since_mark, since_xid, take_snapshot
 from replicator.catalog import find_relations, read_relations
@@ -159,6 +159,7 @@ class _Planner:
         return job
 
     def _fit_target(self, plan: TablePlan, job: Job) -> None:
+        check_apart(self.target, job, self.facts.system_identifier)
         enums = plan_job_enums(self.target, job)
         evolution, plan.existing, plan.types = plan_target(self.target, job, enums)
         assert plan.reading is not None

@@ -24,7 +24,10 @@ _CAUSES = (
     (r"WAL sender|walsender|replication role", "the role may not open a replication connection"),
     (r"too many|connection slots", "the server has no connection to spare"),
     (r"starting up|shutting down|recovery mode", "the server is starting or stopping"),
-    (r"read-only|read-write|hot standby|target_session_attrs", "no server has the state that target_session_attrs asks for"),
+    (
+        r"read-only|read-write|hot standby|target_session_attrs",
+        "no server has the state that target_session_attrs asks for",
+    ),
     (r"certificate|SSL|GSS", "the encrypted connection could not be made"),
     (r"resolve host|translate host name|Name or service|name resolution", "the host's name could not be resolved"),
     (r"definition of service|service file", "the service file does not have this service"),

@@ -14,7 +14,7 @@ from replicator.apply import merge
 from replicator.apply.control import label_enums
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.rekey import clear_rows, unfit_rows
-from replicator.apply.target import describe_target, fit_reading, plan_target, record_columns
+from replicator.apply.target import check_apart, describe_target, fit_reading, plan_target, record_columns
 from replicator.batch import Figures, Totals
 from replicator.catalog import is_referenced, list_row_changers, read_relation
 from replicator.errors import DataRefused, PassingError, SafetyStop
@@ -74,6 +74,7 @@ class TableLoad(ABC):
                 table=self.job.table,
             )
         with self.figures.phase("prepare"):
+            check_apart(self.session.connection, self.job, self.incoming.facts.system_identifier)
             evolution, existing, types = plan_target(self.session.connection, self.job)
             self.evolution = evolution
             for ddl in evolution.before:

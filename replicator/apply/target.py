@@ -15,13 +15,14 @@ from replicator.apply.merge import Target, TargetColumn
 from replicator.apply.rekey import fit_rows
 from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
 from replicator.batch import Shape
-from replicator.catalog import find_missing_schemas, format_types, read_foreign_keys, read_relation
+from replicator.catalog import find_missing_schemas, find_relations, format_types, read_foreign_keys, read_relation
 from replicator.db import Connection
 from replicator.digest import Digest
-from replicator.errors import SafetyStop, SchemaDrift
+from replicator.errors import ConfigError, SafetyStop, SchemaDrift
 from replicator.reading import Reading
 from replicator.relation import PARTITIONED, Relation
 from replicator.selection import format_table_name
+from replicator.statement import statement
 from replicator.strategy import FULL, WATERMARK, XMIN
 
 
@@ -83,6 +84,23 @@ def _used_types(job: Job) -> list[int]:
             used.append(oid)
             waiting += [types[oid].element, types[oid].base]
     return used
+
+
+def check_apart(connection: Connection, job: Job, system_identifier: str) -> None:
+    """Raise ConfigError if the target is the source's own table, or a part of it. system_identifier: the source's."""
+    here = connection.execute(statement("source.database_identity"), {}).fetchone()
+    relation = job.mapping.relation
+    if here != {"system_identifier": system_identifier, "database": relation.database}:
+        return
+    oid = find_relations(connection, [job.target]).get(job.target)
+    if oid == relation.oid or oid in [member.oid for member in relation.members]:
+        raise ConfigError(
+            f"the target {format_table_name(*job.target)} is the source's own table",
+            why="source.dsn and target.dsn lead to one database, and what is copied would overwrite what is read",
+            mend="correct source.dsn or target.dsn, or name another target for the table",
+            id="same_table",
+            table=job.table,
+        )
 
 
 def plan_target(

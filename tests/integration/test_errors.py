@@ -371,7 +371,9 @@ def test_what_libpq_says_of_a_host_is_told_in_our_own_words(scene: Pair) -> None
     """A service file reaches it unread."""
     canary = f"canary{secrets.token_hex(6)}"
     (scene.dir / "services").write_text(f"[app]\nhost={canary}@127.0.0.1\ndbname=app\n")
-    scene.write_config(tables=["public.good"], source={"dsn": "service=app", "connect_timeout": "1s"}, logs={"dir": "l"})
+    scene.write_config(
+        tables=["public.good"], source={"dsn": "service=app", "connect_timeout": "1s"}, logs={"dir": "l"}
+    )
     finished = scene.run("sync", check=4, env={"PGSERVICEFILE": str(scene.dir / "services")})
     assert "could not be resolved" in finished.stderr
     assert scene.control_rows("public.good")[-1]["error_code"] == "no_connection"

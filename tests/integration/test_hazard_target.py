@@ -590,3 +590,25 @@ def test_a_full_disk_is_waited_out_and_leaves_nothing_half_done(pair: Pair) -> N
     assert batch["status"] == "success"
     assert batch["attempts"] > 1
     sync_idly(pair)
+
+
+@pytest.mark.parametrize("rules", [{}, {"mask": {"email": "null"}}], ids=["as it is", "masked"])
+def test_a_table_is_not_copied_onto_itself(pair: Pair, rules: dict[str, Any]) -> None:
+    """A mask would overwrite the source; beside it, in the same database, there is room for a copy."""
+    pair.as_writer.execute("create table people (id int primary key, email text); insert into people values (1, 'a@b')")
+    same = {"source": {"dsn": pair.target_dsn}}
+    pair.write_config(tables=[{"name": "public.people", **rules}], **same)
+    for command, exit_code in (("check", 4), ("plan", 3), ("sync", 3)):
+        finished = pair.run(command, check=exit_code)
+        assert "same_table" in finished.stdout + finished.stderr
+    assert pair.target.execute("select * from people").fetchall() == [(1, "a@b")]
+    pair.write_config(tables=[{"name": "public.people", "target": "public.copied", **rules}], **same)
+    sync(pair)
+    assert pair.target.execute("select id from copied").fetchall() == [(1,)]
+
+
+def test_a_partition_of_the_source_is_no_target_for_the_whole(pair: Pair) -> None:
+    pair.as_writer.execute("create table t (id int primary key) partition by list (id)")
+    pair.as_writer.execute("create table t1 partition of t for values in (1); insert into t values (1)")
+    pair.write_config(tables=[{"name": "public.t", "target": "public.t1"}], source={"dsn": pair.target_dsn})
+    refuse(pair, 3, "[same_table]")
