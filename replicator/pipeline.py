@@ -24,7 +24,15 @@ from replicator.errors import (
     UsageError,
     choose_exit_code,
 )
-from replicator.inventory import Chosen, Inventory, name_expected, require_tables, take_inventory
+from replicator.inventory import (
+    Chosen,
+    Inventory,
+    find_vanished,
+    name_expected,
+    require_tables,
+    take_inventory,
+    vanished,
+)
 from replicator.patience import Patience
 from replicator.round import Round, gave_way
 from replicator.run import ProgressHook, Run
@@ -130,6 +138,10 @@ class _Pipeline:
             run.log.info("run_started", path="sync", tables=len(names), triggered_by=triggered_by)
             with translated("target"):
                 run.claim(control, names, triggered_by)
+                if not tables:
+                    self._record_vanished(control, inventory, triggered_by)
+            for pattern in inventory.idle_patterns:
+                run.log.warning("pattern_unmatched", pattern=pattern, path="sync")
             self.stack.enter_context(opened.pop_all())
         return control, inventory
 
@@ -145,6 +157,19 @@ class _Pipeline:
             self.run.claim(control, expected, triggered_by)
         for table in expected:
             self.run.fail(table, error)
+
+    def _record_vanished(self, control: Control, inventory: Inventory, triggered_by: str) -> None:
+        """Leave one `skipped` row for each table that the source has no longer: `health` finds it there."""
+        gone = find_vanished(self.run.settings, inventory, control.read_records())
+        last = control.read_last_batches() if gone else {}
+        new = [table for table in gone if last.get(table, {}).get("status") != "skipped"]
+        ids = control.start_batches(self.run.execution_id, new, path="sync", triggered_by=triggered_by) if new else {}
+        for table, batch_id in ids.items():
+            error = vanished(table)
+            self.run.log.warning(
+                "table_skipped", table=table, path="sync", error_type=error.id, error_message=error.message
+            )
+            control.fail_batch(batch_id, error, started_at=None, attempts=1, strategy=None, status="skipped")
 
     def _read_batches(self) -> list[dict[str, Any]]:
         with self.run.open_control() as control, translated("target"):

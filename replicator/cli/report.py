@@ -140,6 +140,9 @@ def find_reasons(control: Control, settings: Settings) -> list[str]:
     stale_after = settings.alerts.stale_after
     oldest = datetime.now(UTC) - stale_after
     for table in sorted(records):
+        if last.get(table, {}).get("status") == "skipped":
+            reasons.append(f"{table}: it is gone from the source ({last[table]['error_code']})")
+            continue
         if last.get(table, {}).get("status") == "failed":
             reasons.append(f"{table}: the last run failed ({last[table]['error_code']})")
         if table not in successes:
