@@ -20,6 +20,7 @@ from replicator.errors import (
     PreflightError,
     ReplicatorError,
     SafetyStop,
+    SchemaDrift,
 )
 from replicator.refusal import explain_escape, explain_refusal, is_ambiguous
 from replicator.statement import statement
@@ -206,17 +207,15 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             mend="create it, or take it out of the configuration",
         )
     if state is not None and state[:2] in _REFUSED_CLASSES:
-        return DataRefused(
-            f"the {side} refused a row of {table}"
-            if side == "target"
-            else f"the {side} could not compute a row of {table}",
+        return _refused(state, side, table, why)
+    if side == "target" and state == "2BP01":
+        return SchemaDrift(
+            f"something depends on what has to change in the target of {table}",
             why=why,
             sqlstate=state,
             table=table,
-            id=f"{side}_refused_row",
-            mend=_REFUSAL_HINTS.get(
-                state, "look at the constraint named above; `replicator plan` shows types and columns"
-            ),
+            id="dependent_object",
+            mend="drop the view or foreign key that depends on it, go on, and make it again",
         )
     return OperatorError(
         f"the {side} answered with an error" + (f" for {table}" if table else ""),
@@ -227,6 +226,26 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
         mend="the server's log has the whole message at the time of this line",
     )
 
+
+def _refused(state: str, side: str, table: str | None, why: str) -> DataRefused:
+    if side == "source":
+        what = f"the source could not compute a row of {table}" if table else "the source could not compute a value"
+        mend = _COMPUTE_HINT
+    else:
+        what = f"the target refused a row of {table}" if table else "the target refused a value"
+        if state == "22P05":
+            what = f"a name or a value of {table or 'a table'} has a character that the target's encoding lacks"
+        has_constraint = ", constraint " in why
+        mend = _REFUSAL_HINTS.get(state, _CONSTRAINT_HINT if has_constraint else _TYPE_HINT)
+    return DataRefused(what, why=why, sqlstate=state, table=table, id=f"{side}_refused_row", mend=mend)
+
+
+_COMPUTE_HINT = (
+    "an expression fails for a row's value: of where or mask, of the view, or of a cast to the target's type; "
+    "try it in psql, or leave such rows out with where"
+)
+_CONSTRAINT_HINT = "look at the constraint named above; `replicator plan` shows types and columns"
+_TYPE_HINT = "the target's column cannot hold a value of the source: `replicator check` tells of its type and encoding"
 
 # What a function that runs inside our statement says: raise_exception, or a name that it does not find.
 _FUNCTION_STATES = frozenset({"P0001", "42P01", "42703", "42704", "42883"})
@@ -246,10 +265,12 @@ def read_only_error(side: str, why: str) -> PreflightError:
 _REFUSAL_HINTS = {
     "23505": "a row that only the target has holds the same unique value: change or delete that row in the target",
     "23503": "sync the referenced table as well, or let the role set session_replication_role",
-    "23502": "drop the NOT NULL of the target's column, or give it a default",
+    "23502": "drop the NOT NULL of the target's column (where it is in a primary key that is not the table's key here, "
+    "drop that first), or give it a default",
     "23514": "a CHECK of the target does not hold for the source's rows: relax it",
     "22001": "widen the target's column: its length is smaller than the source's",
     "22003": "widen the target's column: its range is smaller than the source's",
+    "22P05": "create the target database with encoding 'UTF8' template template0; or rename, mask or exclude it",
     "21000": "the configured key is not unique in the source: choose another key",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -121,6 +121,17 @@ def explain_idle_pattern(pattern: str) -> tuple[str, str]:
     return (
         f"no table of the source matches the pattern {pattern}",
         "correct it, take it out, or grant USAGE; patterns take tables and partitioned tables, a view has to be named",
+    )
+
+
+def leave_out(inventory: Inventory, tables: Iterable[str]) -> Inventory:
+    """Return the inventory without these tables."""
+    out = frozenset(tables)
+    return replace(
+        inventory,
+        tables=tuple(chosen for chosen in inventory.tables if chosen.table not in out),
+        missing={table: error for table, error in inventory.missing.items() if table not in out},
+        retention_days={table: days for table, days in inventory.retention_days.items() if table not in out},
     )
 
 

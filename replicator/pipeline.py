@@ -14,10 +14,12 @@ from typing import Any
 import psycopg
 
 from replicator.apply.control import Control, fenced
+from replicator.apply.target import list_unwritable
 from replicator.db import connect, translate, translated
 from replicator.errors import (
     EXIT_OK,
     EXIT_PARTIAL,
+    ConfigError,
     OperatorError,
     PassingError,
     ReplicatorError,
@@ -28,6 +30,7 @@ from replicator.inventory import (
     Chosen,
     Inventory,
     find_vanished,
+    leave_out,
     name_expected,
     require_tables,
     take_inventory,
@@ -130,6 +133,7 @@ class _Pipeline:
                 with translated("source"):
                     inventory = take_inventory(run.watcher, run.settings, tables)
                 require_tables(inventory)
+                inventory = self._leave_unwritable(control, inventory)
             except ReplicatorError as error:
                 if not isinstance(error, PassingError) or self.patience.is_over:
                     self._record_unread(control, tables, error, triggered_by)
@@ -157,6 +161,17 @@ class _Pipeline:
             self.run.claim(control, expected, triggered_by)
         for table in expected:
             self.run.fail(table, error)
+
+    def _leave_unwritable(self, control: Control, inventory: Inventory) -> Inventory:
+        """Leave out tables whose name the target cannot write down, with an error that no batch can record either."""
+        names = {name: name for name in inventory.missing}
+        names |= {chosen.table: chosen.table + "".join(chosen.target) for chosen in inventory.tables}
+        with translated("target"):
+            texts = list_unwritable(control.connection, list(names.values()))
+        tables = [table for table, text in names.items() if text in texts]
+        for table in tables:
+            self.run.fail(table, unwritable(table))
+        return leave_out(inventory, tables)
 
     def _record_vanished(self, control: Control, inventory: Inventory, triggered_by: str) -> None:
         """Leave one `skipped` row for each table that the source has no longer: `health` finds it there."""
@@ -245,6 +260,18 @@ class _Pipeline:
             return
         if left:
             raise round_.passing or gave_way()
+
+
+def unwritable(table: str) -> ConfigError:
+    """Return the error of a table whose name, or its target's, is not to be had in the target's encoding."""
+    return ConfigError(
+        f"the name of {table} has a character that the target's encoding lacks",
+        why="neither the table nor the record of its batches can have this name there",
+        mend="create the target database with encoding 'UTF8' template template0; or take the table out",
+        id="name_not_writable",
+        sqlstate="22P05",
+        table=table,
+    )
 
 
 def interrupted() -> OperatorError:

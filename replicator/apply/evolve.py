@@ -88,12 +88,13 @@ def plan_evolution(
     same_source: bool,
     had_key: bool,
     created_by_us: bool,
+    casts: Collection[tuple[str, str]] = (),
 ) -> Evolution:
     """Return the DDL that lets an existing table take the source's rows.
 
     current: the target's spelling of its columns' types. recorded: the columns of the last sync, empty before the
     first. same_source: the source table is still the one of the last sync, so that column numbers prove renames.
-    had_key: the last sync went by a key.
+    had_key: the last sync went by a key. casts: pairs of types of which the target casts the first to the second.
     Raises SchemaDrift where a decision is needed, ConfigError where the target cannot serve at all.
     """
     if target.kind not in (TABLE, PARTITIONED):
@@ -103,7 +104,8 @@ def plan_evolution(
             mend="name another target for it",
             id="target_not_table",
         )
-    plan = _Plan(mapping, table, target, types, dict(current), {r.target: r for r in recorded}, same_source, had_key)
+    by_target = {column.target: column for column in recorded}
+    plan = _Plan(mapping, table, target, types, dict(current), by_target, same_source, had_key, casts)
     return plan.evolve(created_by_us=created_by_us)
 
 
@@ -125,9 +127,11 @@ class _Plan:
         recorded: dict[str, Recorded],
         same_source: bool,
         had_key: bool,
+        casts: Collection[tuple[str, str]],
     ) -> None:
         self.mapping, self.table, self.target, self.types = mapping, table, target, types
         self.current, self.recorded, self.same_source, self.had_key = current, recorded, same_source, had_key
+        self.casts = casts
         self.name = sql.Identifier(target.schema, target.name)
         self.statements: list[sql.Composed] = []
         self.left_out: set[str] = set()
@@ -251,30 +255,39 @@ class _Plan:
         if recorded and recorded.spelling != wanted and not widens(recorded.spelling, wanted):
             if self.table.on_schema_change == "ignore" and widens(wanted, now):
                 return
+            is_narrowed = widens(wanted, recorded.spelling)
             raise self._drift(
                 f"column {output.name} was {recorded.spelling} and is {wanted} now",
-                "a narrowed type cannot be followed without knowing what it does to the rows that are here",
-                sql.SQL("alter table {} alter column {} type {} using {}::{}").format(
-                    self.name,
-                    sql.Identifier(output.name),
-                    spelled(wanted),
-                    sql.Identifier(output.name),
-                    spelled(wanted),
-                ),
+                "a narrowed type cannot be followed without knowing what it does to the rows that are here"
+                if is_narrowed
+                else f"not every {recorded.spelling} is a {wanted}: what becomes of the rows that are here is to decide",
+                self._convert(output.name, now, wanted),
             )
         if accepts(now, wanted):
             return
-        change = sql.SQL("ALTER COLUMN {} TYPE {}").format(sql.Identifier(output.name), spelled(wanted))
-        if not widens(now, wanted) or self.table.on_schema_change != "evolve":
+        if not widens(now, wanted):
             raise self._drift(
                 f"column {output.name} is {now} here and {wanted} in the source",
-                f"{now} cannot hold every {wanted}"
-                if not widens(now, wanted)
-                else f'on_schema_change is "{self.table.on_schema_change}"',
+                f"{now} cannot hold every {wanted}",
+                self._convert(output.name, now, wanted),
+            )
+        change = sql.SQL("ALTER COLUMN {} TYPE {}").format(sql.Identifier(output.name), spelled(wanted))
+        if self.table.on_schema_change != "evolve":
+            raise self._drift(
+                f"column {output.name} is {now} here and {wanted} in the source",
+                f'on_schema_change is "{self.table.on_schema_change}"',
                 sql.SQL("alter table {} {}").format(self.name, change),
             )
         self._alter(change)
         self.current[output.name] = wanted
+
+    def _convert(self, name: str, now: str, wanted: str) -> sql.Composed:
+        """Return the statement that gives a column another type: by a cast that is there, else by way of text."""
+        column: sql.Composable = sql.Identifier(name)
+        by_text = sql.SQL("" if (now, wanted) in self.casts else "::text")
+        return sql.SQL("alter table {0} alter column {1} type {2} using {1}{3}::{2}").format(
+            self.name, column, spelled(wanted), by_text
+        )
 
     def _free_dropped_columns(self) -> None:
         wanted = {output.name for output in self.mapping.outputs}

@@ -1,4 +1,4 @@
-"""A new key for a table that has rows: they keep their place where they can have it, and go only where nothing is lost."""
+"""A new key for a table that has rows: they stay where they can have it, and go only where nothing is lost."""
 
 from __future__ import annotations
 

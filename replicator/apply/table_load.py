@@ -12,6 +12,7 @@ from psycopg import sql
 
 from replicator.apply import merge
 from replicator.apply.control import label_enums
+from replicator.apply.dependent import run_ddl
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.rekey import clear_rows, unfit_rows
 from replicator.apply.target import check_apart, describe_target, fit_reading, plan_target, record_columns
@@ -77,8 +78,7 @@ class TableLoad(ABC):
             check_apart(self.session.connection, self.job, self.incoming.facts.system_identifier)
             evolution, existing, types = plan_target(self.session.connection, self.job)
             self.evolution = evolution
-            for ddl in evolution.before:
-                self.session.connection.execute(ddl)
+            run_ddl(self.session.connection, self.job, existing, evolution.before)
             if evolution.before or existing is None:
                 existing = read_relation(self.session.connection, *self.job.target)
             if existing is None:

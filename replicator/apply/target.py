@@ -15,7 +15,14 @@ from replicator.apply.merge import Target, TargetColumn
 from replicator.apply.rekey import fit_rows
 from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
 from replicator.batch import Shape
-from replicator.catalog import find_missing_schemas, find_relations, format_types, read_foreign_keys, read_relation
+from replicator.catalog import (
+    find_casts,
+    find_missing_schemas,
+    find_relations,
+    format_types,
+    read_foreign_keys,
+    read_relation,
+)
 from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError, SafetyStop, SchemaDrift
@@ -31,6 +38,21 @@ def take_replica_role(connection: Connection) -> bool:
     try:
         connection.execute("SET session_replication_role = replica")
     except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+def list_unwritable(connection: Connection, texts: Sequence[str]) -> list[str]:
+    """Return those texts that the target's encoding cannot hold. connection: outside any transaction."""
+    if len(texts) > 1 and not list_unwritable(connection, ["".join(texts)]):
+        return []
+    return [text for text in texts if not _takes(connection, text)]
+
+
+def _takes(connection: Connection, text: str) -> bool:
+    try:
+        connection.execute(statement("session.take_text"), {"text": text})
+    except psycopg.errors.UntranslatableCharacter:
         return False
     return True
 
@@ -115,6 +137,9 @@ def plan_target(
     if existing.row_security:
         raise _hidden_target(job)
     current = spell_columns(connection, existing)
+    changed = [
+        (current[name], new) for name, t in types.items() if name in current and current[name] != (new := t.spelling)
+    ]
     evolution = plan_evolution(
         job.mapping,
         job.settings,
@@ -125,6 +150,7 @@ def plan_target(
         same_source=job.record.source_oid == job.mapping.relation.oid,
         had_key=job.record.state.strategy in (XMIN, WATERMARK),
         created_by_us=job.record.created_by_us,
+        casts=find_casts(connection, changed),
     )
     if evolution.rekeyed:
         evolution = fit_rows(connection, job, existing, evolution)

@@ -178,6 +178,31 @@ def test_a_first_load_with_a_key_that_is_not_unique_leaves_no_table(pair: Pair) 
     assert pair.target.execute("select to_regclass('public.t')").fetchone() == (None,)
 
 
+def test_a_null_in_the_key_is_told_as_a_matter_of_the_key(pair: Pair) -> None:
+    pair.source.execute("create table t (id int, note text); insert into t values (1, 'a'), (null, 'b')")
+    pair.grant()
+    pair.write_config(tables=[{"name": "public.t", "key": ["id"]}])
+    identifier, what, _, mend = read_message(pair.run("sync", check=1))
+    assert identifier == "key_null"
+    assert "id" in what
+    assert "NOT NULL" not in mend
+    pair.write_config(tables=[{"name": "public.t", "key": ["id"], "where": "id is not null"}])
+    pair.run("sync")
+    pair.source.execute("update t set id = 2 where id is null; insert into t values (null, 'c')")
+    pair.write_config(tables=[{"name": "public.t", "key": ["id"]}])
+    assert read_message(pair.run("sync", check=1))[0] == "key_null"
+
+
+def test_a_value_that_the_source_cannot_compute_is_no_matter_of_a_constraint(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key, n int); insert into t values (1, 0)")
+    pair.grant()
+    pair.write_config(tables=[{"name": "public.t", "where": "1 / n > 0"}])
+    identifier, _, _, mend = read_message(pair.run("sync", check=1))
+    assert identifier == "source_refused_row"
+    assert "constraint" not in mend
+    assert "where" in mend
+
+
 @pytest.mark.parametrize("fault", ["wrong password", "unreachable host", "unknown database"])
 def test_a_source_that_lets_nobody_in_is_on_record(scene: Pair, fault: str) -> None:
     before = read_bad(scene)
