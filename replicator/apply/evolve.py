@@ -260,7 +260,7 @@ class _Plan:
                 f"column {output.name} was {recorded.spelling} and is {wanted} now",
                 "a narrowed type cannot be followed without knowing what it does to the rows that are here"
                 if is_narrowed
-                else f"not every {recorded.spelling} is a {wanted}: what becomes of the rows that are here is to decide",
+                else f"not every {recorded.spelling} is a {wanted}: what becomes of the rows here is to decide",
                 self._convert(output.name, now, wanted),
             )
         if accepts(now, wanted):
