@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.pair import Pair
+from tests.strategy_case import hold_target, wait_for_waiter
 
 
 def start_with_two_rows(pair: Pair, **table: object) -> None:
@@ -94,3 +95,27 @@ def test_a_reader_that_goes_away_does_not_change_how_a_command_ends(pair: Pair) 
         )  # fmt: skip
         assert done.returncode == code, (arguments, done.stderr)
         assert "Broken" not in done.stderr
+
+
+def test_a_table_is_not_forgotten_under_a_running_sync(pair: Pair) -> None:
+    start_with_two_rows(pair, key=["a"])
+    pair.source.execute("insert into t values (3, 'c')")
+    pair.write_config(lock_wait="60s", tables=[{"name": "public.t", "key": ["a"]}])
+    with hold_target(pair) as held:
+        running = pair.popen("sync")
+        wait_for_waiter(held)
+        pair.write_config(lock_wait="1s", tables=[{"name": "public.t", "key": ["a"]}])
+        finished = pair.run("forget", "public.t", "--yes", "--json", check=5)
+        assert finished.json()["error"]["id"] == "lock_held"
+        ended = pair.target.execute(
+            "select pg_terminate_backend(pid) from pg_locks join pg_stat_activity a using (pid)"
+            " where locktype = 'advisory' and granted and a.state = 'idle' and a.datname = current_database()"
+        )
+        assert ended.rowcount == 1, "the session that holds the run's lock"
+        pair.run("forget", "public.t", "--yes", check=5)
+    running.wait(check=None)
+    pair.run("sync")
+    pair.assert_equal("public.t")
+    assert pair.json("status")["tables"][0]["table"] == "public.t"
+    pair.run("forget", "public.t", "--yes")
+    assert pair.json("status")["tables"] == []
