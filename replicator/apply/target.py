@@ -110,9 +110,11 @@ def _used_types(job: Job) -> list[int]:
 
 def check_apart(connection: Connection, job: Job, system_identifier: str) -> None:
     """Raise ConfigError if the target is the source's own table, or a part of it. system_identifier: the source's."""
-    here = connection.execute(statement("source.database_identity"), {}).fetchone()
     relation = job.mapping.relation
-    if here != {"system_identifier": system_identifier, "database": relation.database}:
+    if connection.execute(statement("source.database"), {}).fetchone() != {"oid": relation.database}:
+        return
+    cluster = connection.execute(statement("source.system_identifier"), {}).fetchone()
+    if cluster != {"system_identifier": system_identifier}:
         return
     oid = find_relations(connection, [job.target]).get(job.target)
     if oid == relation.oid or oid in [member.oid for member in relation.members]:

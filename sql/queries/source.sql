@@ -30,11 +30,9 @@ where l.locktype = 'virtualxid' and l.pid <> all (:'own'::int[]);
 -- name: observe_prepared
 select count(*)::int as prepared from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database();
 
--- name: database_identity
--- What no other database has in common with this one: its cluster and its OID there. Asked of a target too.
-select c.system_identifier::text as system_identifier,
-       (select d.oid::bigint from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) as database
-from pg_catalog.pg_control_system() c;
+-- name: database
+-- Its OID in its cluster. Asked of a target too.
+select d.oid::bigint as oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database();
 
 -- name: system_identifier
 select c.system_identifier::text as system_identifier from pg_catalog.pg_control_system() c;

@@ -378,7 +378,8 @@ def test_a_password_with_a_character_that_is_not_escaped_stays_secret(scene: Pai
     """libpq takes the rest of the password for the host, or for the database, and repeats it."""
     canary = f"canary{secrets.token_hex(6)}"
     dsn = f"postgresql://somebody:12{character}{canary}@127.0.0.1:1/somewhere"
-    scene.write_config(tables=["public.good"], **{side: {"dsn": dsn}}, logs={"level": "debug", "dir": "logs"})
+    sections: dict[str, Any] = {side: {"dsn": dsn}, "tables": ["public.good"], "logs": {"level": "debug"}}
+    scene.write_config(**sections)
     for command in ("sync", "check", "plan", "status"):
         finished = scene.run(command, check=3)
         assert "percent-encoded" in finished.stderr

@@ -596,13 +596,13 @@ def test_a_full_disk_is_waited_out_and_leaves_nothing_half_done(pair: Pair) -> N
 def test_a_table_is_not_copied_onto_itself(pair: Pair, rules: dict[str, Any]) -> None:
     """A mask would overwrite the source; beside it, in the same database, there is room for a copy."""
     pair.as_writer.execute("create table people (id int primary key, email text); insert into people values (1, 'a@b')")
-    same = {"source": {"dsn": pair.target_dsn}}
-    pair.write_config(tables=[{"name": "public.people", **rules}], **same)
+    source = {"dsn": pair.target_dsn}
+    pair.write_config(tables=[{"name": "public.people", **rules}], source=source)
     for command, exit_code in (("check", 4), ("plan", 3), ("sync", 3)):
         finished = pair.run(command, check=exit_code)
         assert "same_table" in finished.stdout + finished.stderr
     assert pair.target.execute("select * from people").fetchall() == [(1, "a@b")]
-    pair.write_config(tables=[{"name": "public.people", "target": "public.copied", **rules}], **same)
+    pair.write_config(tables=[{"name": "public.people", "target": "public.copied", **rules}], source=source)
     sync(pair)
     assert pair.target.execute("select id from copied").fetchall() == [(1,)]
 

@@ -647,6 +647,8 @@ def test_a_name_that_the_target_cannot_hold_stops_its_own_table_alone(make_pair:
     pair.source.execute('create table u (id int primary key, "列" int)')
     pair.grant()
     pair.write_config(tables=["public.*"])
+    findings = pair.json("check", check=4)["findings"]
+    assert 'public."表"' in [finding["table"] for finding in findings if finding["severity"] == "error"]
     finished = pair.run("sync", "--json", check=6)
     assert {table: error["id"] for table, error in finished.json()["errors"].items()} == {
         'public."表"': "name_not_writable",
