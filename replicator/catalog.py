@@ -36,6 +36,16 @@ class FoundType:
     binary: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Dependent:
+    """A view (kind v or m) over a table, or a foreign key (kind f, with the table that has it) that refers to one."""
+
+    kind: str
+    schema: str
+    name: str
+    constraint_name: str | None
+
+
 def _read(connection: Connection, name: str, /, **parameters: Any) -> list[Row]:
     with connection.cursor() as cursor:
         return cursor.execute(statement(f"catalog.{name}"), parameters).fetchall()
@@ -75,6 +85,7 @@ def read_relations(connection: Connection, oids: Iterable[int]) -> dict[int, Rel
     types = read_types(connection, {c.type_oid for own in columns.values() for c in own})
     return {
         row["oid"]: Relation(
+            database=row["database"],
             oid=row["oid"],
             schema=row["schema"],
             name=row["name"],
@@ -127,6 +138,14 @@ def format_types(connection: Connection, types: Sequence[tuple[int, int]]) -> li
     return [row["spelling"] for row in rows]
 
 
+def find_casts(connection: Connection, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return those pairs of types, as this server spells them, of which it casts the first to the second."""
+    if not pairs:
+        return []
+    rows = _read(connection, "find_casts", olds=[old for old, _ in pairs], news=[new for _, new in pairs])
+    return [(row["old"], row["new"]) for row in rows]
+
+
 def list_row_changers(connection: Connection, relation: Relation) -> tuple[str, ...]:
     """Return the names of triggers that can change or drop a row on its way in, and fire in this session."""
     rows = _read(connection, "row_changers", oids=[member.oid for member in relation.members])
@@ -136,6 +155,21 @@ def list_row_changers(connection: Connection, relation: Relation) -> tuple[str, 
 def read_foreign_keys(connection: Connection, oids: Iterable[int]) -> list[tuple[int, int]]:
     """Return (child, parent) for every foreign key among the tables."""
     return [(row["child"], row["parent"]) for row in _read(connection, "foreign_keys", oids=list(oids))]
+
+
+def is_referenced(connection: Connection, oid: int) -> bool:
+    """Say whether a foreign key refers to the table, its own rows' too."""
+    return bool(_read(connection, "is_referenced", oid=oid)[0]["is_referenced"])
+
+
+def list_dependents(connection: Connection, oid: int) -> list[Dependent]:
+    """Return what keeps the table's columns and key from changing."""
+    return [Dependent(**row) for row in _read(connection, "dependents", oid=oid)]
+
+
+def deletes_go_on(connection: Connection, oids: Iterable[int]) -> bool:
+    """Say whether a delete in one of the tables would change rows that refer to it, instead of being refused."""
+    return bool(_read(connection, "deletes_go_on", oids=list(oids))[0]["go_on"])
 
 
 def _index(row: Row) -> Index:

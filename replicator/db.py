@@ -20,7 +20,9 @@ from replicator.errors import (
     PreflightError,
     ReplicatorError,
     SafetyStop,
+    SchemaDrift,
 )
+from replicator.refusal import explain_escape, explain_refusal, is_ambiguous
 from replicator.statement import statement
 
 Connection = psycopg.Connection[dict[str, Any]]
@@ -73,15 +75,18 @@ _KEEPALIVE = {"keepalives_idle": "60", "keepalives_interval": "10", "keepalives_
 
 
 def check_conninfo(conninfo: str, key: str) -> None:
-    """Raise ConfigError, which does not repeat it, if libpq could not read the connection string."""
+    """Raise ConfigError, which does not repeat it, if libpq could not read the connection string as it was meant."""
     try:
-        conninfo_to_dict(conninfo)
+        ambiguous = is_ambiguous(conninfo)
     except psycopg.ProgrammingError:
         raise ConfigError(
             f"{key} is not a connection string",
             why="libpq could not read it",
             mend=f'write {key} = "postgresql://user@host:5432/database" or "host=... dbname=..."',
         ) from None
+    if ambiguous:
+        why, mend = explain_escape(key)
+        raise ConfigError(f"{key} is not a connection string that can be understood", why=why, mend=mend)
 
 
 def connect(
@@ -94,12 +99,12 @@ def connect(
     PassingError for a later one that only did not answer, OperatorError for a later one that was refused.
     """
     deadline = time.monotonic() + timeout_s
-    conninfo = make_conninfo(conninfo, **{k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)})
+    kept = {k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)}
     while True:
         left_s = deadline - time.monotonic()
         try:
             connection = psycopg.connect(
-                conninfo,
+                make_conninfo(conninfo, **kept),
                 autocommit=True,
                 row_factory=dict_row,
                 connect_timeout=max(2, int(left_s)),
@@ -111,22 +116,20 @@ def connect(
             said = str(error)
             is_final = ("FATAL" in said and not _FATAL_BUT_PASSING.search(said)) or bool(_NEVER_ANSWERS.search(said))
             if is_final or time.monotonic() + _RETRY_PAUSE_S >= deadline:
-                raise _connect_error(error, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
+                why = explain_refusal(said, conninfo)
+                raise _connect_error(why, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
             time.sleep(_RETRY_PAUSE_S)
         else:
             pin_session(connection)
             return connection
 
 
-def _connect_error(
-    error: psycopg.OperationalError, side: str, *, is_final: bool, first: bool, timeout_s: float
-) -> ReplicatorError:
-    words = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Multiple")]
+def _connect_error(why: str, side: str, *, is_final: bool, first: bool, timeout_s: float) -> ReplicatorError:
     what = f"no connection to the {side}" if is_final else f"no connection to the {side} within {timeout_s:g} s"
     family = PreflightError if first else OperatorError if is_final else PassingError
     return family(
         what,
-        why=words[0] if words else "the server did not answer",
+        why=why,
         mend=f"check {side}.dsn: psql must be able to connect with the same string",
         id="no_connection",
     )
@@ -208,17 +211,15 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             mend="create it, or take it out of the configuration",
         )
     if state is not None and state[:2] in _REFUSED_CLASSES:
-        return DataRefused(
-            f"the {side} refused a row of {table}"
-            if side == "target"
-            else f"the {side} could not compute a row of {table}",
+        return _refused(state, side, table, why)
+    if side == "target" and state == "2BP01":
+        return SchemaDrift(
+            f"something depends on what has to change in the target of {table}",
             why=why,
             sqlstate=state,
             table=table,
-            id=f"{side}_refused_row",
-            mend=_REFUSAL_HINTS.get(
-                state, "look at the constraint named above; `replicator plan` shows types and columns"
-            ),
+            id="dependent_object",
+            mend="drop the view or foreign key that depends on it, go on, and make it again",
         )
     return OperatorError(
         f"the {side} answered with an error" + (f" for {table}" if table else ""),
@@ -229,6 +230,26 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
         mend="the server's log has the whole message at the time of this line",
     )
 
+
+def _refused(state: str, side: str, table: str | None, why: str) -> DataRefused:
+    if side == "source":
+        what = f"the source could not compute a row of {table}" if table else "the source could not compute a value"
+        mend = _COMPUTE_HINT
+    else:
+        what = f"the target refused a row of {table}" if table else "the target refused a value"
+        if state == "22P05":
+            what = f"a name or a value of {table or 'a table'} has a character that the target's encoding lacks"
+        has_constraint = ", constraint " in why
+        mend = _REFUSAL_HINTS.get(state, _CONSTRAINT_HINT if has_constraint else _TYPE_HINT)
+    return DataRefused(what, why=why, sqlstate=state, table=table, id=f"{side}_refused_row", mend=mend)
+
+
+_COMPUTE_HINT = (
+    "an expression fails for a row's value: of where or mask, of the view, or of a cast to the target's type; "
+    "try it in psql, or leave such rows out with where"
+)
+_CONSTRAINT_HINT = "look at the constraint named above; `replicator plan` shows types and columns"
+_TYPE_HINT = "the target's column cannot hold a value of the source: `replicator check` tells of its type and encoding"
 
 # What a function that runs inside our statement says: raise_exception, or a name that it does not find.
 _FUNCTION_STATES = frozenset({"P0001", "42P01", "42703", "42704", "42883"})
@@ -248,10 +269,12 @@ def read_only_error(side: str, why: str) -> PreflightError:
 _REFUSAL_HINTS = {
     "23505": "a row that only the target has holds the same unique value: change or delete that row in the target",
     "23503": "sync the referenced table as well, or let the role set session_replication_role",
-    "23502": "drop the NOT NULL of the target's column, or give it a default",
+    "23502": "drop the NOT NULL of the target's column (where it is in a primary key that is not the table's key here, "
+    "drop that first), or give it a default",
     "23514": "a CHECK of the target does not hold for the source's rows: relax it",
     "22001": "widen the target's column: its length is smaller than the source's",
     "22003": "widen the target's column: its range is smaller than the source's",
+    "22P05": "create the target database with encoding 'UTF8' template template0; or rename, mask or exclude it",
     "21000": "the configured key is not unique in the source: choose another key",
 }
 

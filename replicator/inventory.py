@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -14,7 +14,14 @@ from replicator.db import Connection, row_security_stop, translate
 from replicator.errors import ConfigError, PreflightError, UsageError
 from replicator.relation import TABLE, Relation
 from replicator.rules import Mapping, expression_masks, fit_settings, map_relation, named_columns, trusted_sql
-from replicator.selection import format_table_name, parse_pattern, parse_table_name, select_entry, target_name
+from replicator.selection import (
+    PATTERN_RELKINDS,
+    format_table_name,
+    parse_pattern,
+    parse_table_name,
+    select_entry,
+    target_name,
+)
 from replicator.settings import Settings, table_settings
 from replicator.table_setting import TableSettings
 
@@ -41,12 +48,13 @@ class Chosen:
 class Inventory:
     """The selected tables in order of their names, and what the configuration names but the source lacks.
 
-    retention_days: of etl_control's rows, for each of both.
+    retention_days: of etl_control's rows, for each of both. idle_patterns: those that no table matches.
     """
 
     tables: tuple[Chosen, ...]
     missing: dict[str, PreflightError]
     retention_days: dict[str, float]
+    idle_patterns: tuple[str, ...]
 
 
 def take_inventory(connection: Connection, settings: Settings, wanted: Sequence[str] = ()) -> Inventory:
@@ -97,7 +105,58 @@ def take_inventory(connection: Connection, settings: Settings, wanted: Sequence[
     for name in missing:
         entry = select_entry(settings.entries, *parse_table_name(name), TABLE)
         kept[name] = float(table_settings(settings, entry).retention_days)
-    return Inventory(tuple(tables), missing, kept)
+    return Inventory(tuple(tables), missing, kept, _find_idle_patterns(settings, listed))
+
+
+def _find_idle_patterns(settings: Settings, listed: Sequence[Listed]) -> tuple[str, ...]:
+    names = [(one.schema, one.name) for one in listed if one.kind in PATTERN_RELKINDS and not one.is_partition]
+    patterns = [(entry.name, parse_pattern(entry.name)) for entry in settings.entries]
+    return tuple(
+        text for text, pattern in patterns if not pattern.exact and not any(pattern.matches(*name) for name in names)
+    )
+
+
+def explain_idle_pattern(pattern: str) -> tuple[str, str]:
+    """Return what to say of a pattern without a match, and what mends it."""
+    return (
+        f"no table of the source matches the pattern {pattern}",
+        "correct it, take it out, or grant USAGE; patterns take tables and partitioned tables, a view has to be named",
+    )
+
+
+def leave_out(inventory: Inventory, tables: Iterable[str]) -> Inventory:
+    """Return the inventory without these tables."""
+    out = frozenset(tables)
+    return replace(
+        inventory,
+        tables=tuple(chosen for chosen in inventory.tables if chosen.table not in out),
+        missing={table: error for table, error in inventory.missing.items() if table not in out},
+        retention_days={table: days for table, days in inventory.retention_days.items() if table not in out},
+    )
+
+
+def find_vanished(settings: Settings, inventory: Inventory, known: Iterable[str]) -> list[str]:
+    """Return the known tables that a pattern would still take, and that the source has no longer.
+
+    inventory: of everything. One that the configuration left out is the configuration's matter.
+    """
+    there = {chosen.table for chosen in inventory.tables} | set(inventory.missing)
+    return sorted(
+        table
+        for table in set(known) - there
+        if select_entry(settings.entries, *parse_table_name(table), TABLE) is not None
+    )
+
+
+def vanished(table: str) -> PreflightError:
+    """Return what is told of a table that no pattern finds any more; it stops nobody."""
+    return PreflightError(
+        f"{table} is gone from the source",
+        why="it was dropped or renamed, or became a partition; its rows in the target stay as they were",
+        mend=f"if that is right: replicator forget '{table}' --yes",
+        id="table_vanished",
+        table=table,
+    )
 
 
 def require_tables(inventory: Inventory) -> None:

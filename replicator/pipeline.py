@@ -14,17 +14,28 @@ from typing import Any
 import psycopg
 
 from replicator.apply.control import Control, fenced
+from replicator.apply.target import list_unwritable
 from replicator.db import connect, translate, translated
 from replicator.errors import (
     EXIT_OK,
     EXIT_PARTIAL,
+    ConfigError,
     OperatorError,
     PassingError,
     ReplicatorError,
     UsageError,
     choose_exit_code,
 )
-from replicator.inventory import Chosen, Inventory, name_expected, require_tables, take_inventory
+from replicator.inventory import (
+    Chosen,
+    Inventory,
+    find_vanished,
+    leave_out,
+    name_expected,
+    require_tables,
+    take_inventory,
+    vanished,
+)
 from replicator.patience import Patience
 from replicator.round import Round, gave_way
 from replicator.run import ProgressHook, Run
@@ -122,6 +133,7 @@ class _Pipeline:
                 with translated("source"):
                     inventory = take_inventory(run.watcher, run.settings, tables)
                 require_tables(inventory)
+                inventory = self._leave_unwritable(control, inventory)
             except ReplicatorError as error:
                 if not isinstance(error, PassingError) or self.patience.is_over:
                     self._record_unread(control, tables, error, triggered_by)
@@ -130,6 +142,10 @@ class _Pipeline:
             run.log.info("run_started", path="sync", tables=len(names), triggered_by=triggered_by)
             with translated("target"):
                 run.claim(control, names, triggered_by)
+                if not tables:
+                    self._record_vanished(control, inventory, triggered_by)
+            for pattern in inventory.idle_patterns:
+                run.log.warning("pattern_unmatched", pattern=pattern, path="sync")
             self.stack.enter_context(opened.pop_all())
         return control, inventory
 
@@ -145,6 +161,30 @@ class _Pipeline:
             self.run.claim(control, expected, triggered_by)
         for table in expected:
             self.run.fail(table, error)
+
+    def _leave_unwritable(self, control: Control, inventory: Inventory) -> Inventory:
+        """Leave out tables whose name the target cannot write down, with an error that no batch can record either."""
+        names = {name: name for name in inventory.missing}
+        names |= {chosen.table: chosen.table + "".join(chosen.target) for chosen in inventory.tables}
+        with translated("target"):
+            texts = list_unwritable(control.connection, list(names.values()))
+        tables = [table for table, text in names.items() if text in texts]
+        for table in tables:
+            self.run.fail(table, unwritable(table))
+        return leave_out(inventory, tables)
+
+    def _record_vanished(self, control: Control, inventory: Inventory, triggered_by: str) -> None:
+        """Leave one `skipped` row for each table that the source has no longer: `health` finds it there."""
+        gone = find_vanished(self.run.settings, inventory, control.read_records())
+        last = control.read_last_batches() if gone else {}
+        new = [table for table in gone if last.get(table, {}).get("status") != "skipped"]
+        ids = control.start_batches(self.run.execution_id, new, path="sync", triggered_by=triggered_by) if new else {}
+        for table, batch_id in ids.items():
+            error = vanished(table)
+            self.run.log.warning(
+                "table_skipped", table=table, path="sync", error_type=error.id, error_message=error.message
+            )
+            control.fail_batch(batch_id, error, started_at=None, attempts=1, strategy=None, status="skipped")
 
     def _read_batches(self) -> list[dict[str, Any]]:
         with self.run.open_control() as control, translated("target"):
@@ -220,6 +260,18 @@ class _Pipeline:
             return
         if left:
             raise round_.passing or gave_way()
+
+
+def unwritable(table: str) -> ConfigError:
+    """Return the error of a table whose name, or its target's, is not to be had in the target's encoding."""
+    return ConfigError(
+        f"the name of {table} has a character that the target's encoding lacks",
+        why="neither the table nor the record of its batches can have this name there",
+        mend="create the target database with encoding 'UTF8' template template0; or take the table out",
+        id="name_not_writable",
+        sqlstate="22P05",
+        table=table,
+    )
 
 
 def interrupted() -> OperatorError:

@@ -13,13 +13,13 @@ from psycopg import sql
 from replicator.apply.control import Control, TableRecord
 from replicator.apply.evolve import Evolution
 from replicator.apply.job import Job
-from replicator.apply.target import fit_reading, plan_job_enums, plan_target, write_enum_ddl
+from replicator.apply.target import check_apart, fit_reading, plan_job_enums, plan_target, write_enum_ddl
 from replicator.apply.types import EnumChange, Resolved
 from replicator.capture.pull import Access, is_standby, observe, since_mark, since_xid, take_snapshot
 from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, translated
 from replicator.errors import PreflightError, ReplicatorError
-from replicator.inventory import Chosen, take_inventory
+from replicator.inventory import Chosen, find_vanished, take_inventory
 from replicator.preparation import decide_job, prepare_job, unknown_record
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
@@ -62,11 +62,16 @@ class TablePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The tables in order of their names, those that the source lacks last, and the moment they were looked at."""
+    """The tables in order of their names, those that the source lacks last, and the moment they were looked at.
+
+    idle_patterns: those that no table matches. vanished: known tables that a pattern finds no longer.
+    """
 
     tables: tuple[TablePlan, ...]
     facts: SnapshotFacts
     observation: Observation
+    idle_patterns: tuple[str, ...]
+    vanished: tuple[str, ...]
 
 
 def forbid_writing(connection: Connection) -> None:
@@ -84,7 +89,8 @@ def make_plan(settings: Settings, access: Access, source: Connection, target: Co
         inventory = take_inventory(source, settings)
     tables = [planner.plan_table(chosen) for chosen in planner.look_at(inventory.tables)]
     tables += [TablePlan(table, error=error) for table, error in sorted(inventory.missing.items())]
-    return Plan(tuple(tables), planner.facts, planner.observations[0])
+    gone = find_vanished(settings, inventory, planner.records)
+    return Plan(tuple(tables), planner.facts, planner.observations[0], inventory.idle_patterns, tuple(gone))
 
 
 class _Planner:
@@ -159,6 +165,7 @@ class _Planner:
         return job
 
     def _fit_target(self, plan: TablePlan, job: Job) -> None:
+        check_apart(self.target, job, self.facts.system_identifier)
         enums = plan_job_enums(self.target, job)
         evolution, plan.existing, plan.types = plan_target(self.target, job, enums)
         assert plan.reading is not None

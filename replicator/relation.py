@@ -82,8 +82,12 @@ class Index:
 
 @dataclass(frozen=True)
 class Relation:
-    """A table, partitioned table, view, materialized view or foreign table as it stood at one moment."""
+    """A table, partitioned table, view, materialized view or foreign table as it stood at one moment.
 
+    database: the OID of its database, which a copy under the same name does not have.
+    """
+
+    database: int
     oid: int
     schema: str
     name: str
@@ -140,12 +144,13 @@ class Relation:
     def fingerprint(self, rules: str) -> str:
         """Return a hash of all that can change a row's output without a new row version.
 
-        ADD COLUMN ... DEFAULT, ALTER TYPE ... RENAME VALUE, ATTACH PARTITION, INHERIT, a table swapped in by rename,
-        TRUNCATE, a rewriting ALTER, another view definition, other rules: each changes it. `rules` is the compiled
-        SELECT, so a rule that ends in the same SQL is the same rule.
+        ADD COLUMN ... DEFAULT, ALTER TYPE ... RENAME VALUE, ATTACH PARTITION, INHERIT, a table swapped in by rename, a
+        database swapped in by rename, TRUNCATE, a rewriting ALTER, another view definition, other rules: each changes
+        it. `rules` is the compiled SELECT, so a rule that ends in the same SQL is the same rule.
         """
         facts = {
             "kind": self.kind,
+            "database": self.database,
             "oid": self.oid,
             "members": sorted((m.oid, m.filenode, m.kind) for m in self.members),
             "columns": [(c.number, c.name, c.type_oid, c.typmod, c.missing) for c in self.columns],

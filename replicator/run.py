@@ -118,6 +118,8 @@ class Run:
             error_message=error.message,
             sqlstate=error.sqlstate,
         )
+        if table not in self.batch_ids:
+            return
         # A connection of its own: the one that failed may be in an aborted transaction, or gone.
         with suppress(ReplicatorError, psycopg.Error), self.open_control() as control:
             control.fail_batch(

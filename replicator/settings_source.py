@@ -26,6 +26,7 @@ FILE_NAME = "replicator.toml"
 # Kubernetes puts these into every pod of a namespace that has a service called "replicator".
 _SERVICE_LINK = re.compile(r"REPLICATOR_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 
+_NAME = re.compile(r"\w+", re.ASCII)
 _SUBJECT = re.compile(r"^\w+ should")
 OWN_WORDS = {
     "missing": "is missing",
@@ -124,14 +125,50 @@ def _read_variables(model: type[BaseModel], env_file: Path) -> tuple[Tree, Tree]
     class Keys(BaseSettings, model, defer_build=True):  # type: ignore[misc, valid-type]
         pass
 
+    check_env_file(env_file)
     options: dict[str, Any] = {"env_prefix": PREFIX, "env_nested_delimiter": "__", "case_sensitive": False}
     try:
         environment = EnvSettingsSource(Keys, **options)()
         file = env_file if env_file.is_file() else None
         dotenv = DotEnvSettingsSource(Keys, env_file=file, dotenv_filtering="only_existing", **options)()
     except (OSError, UnicodeDecodeError, SettingsError):
-        raise ConfigError(f"{env_file} cannot be read", mend="check its permissions; it should be UTF-8") from None
+        raise _unreadable(env_file) from None
     return environment, dotenv
+
+
+def check_env_file(env_file: Path) -> None:
+    """Raise ConfigError for a line that says nothing: dotenv would pass over it, and a default would stand in for it.
+
+    Lines that are not ours may be anything that dotenv can read; a name alone is one such.
+    """
+    if not env_file.is_file():
+        return
+    from dotenv.parser import parse_stream
+
+    try:
+        with env_file.open(encoding="utf-8") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError):
+        raise _unreadable(env_file) from None
+    for binding in bindings:
+        name = binding.key or ""
+        is_ours = name.upper().startswith(PREFIX)
+        if binding.error or (is_ours and (binding.value is None or not _NAME.fullmatch(name))):
+            line = binding.original.line + _count_blank(binding.original.string)
+            raise ConfigError(
+                f"line {line} of {env_file} cannot be read",
+                why="it is no NAME=value, or its quotes are not closed",
+                mend=f"correct line {line}: {PREFIX}SOURCE__DSN='host=... dbname=...'",
+            )
+
+
+def _count_blank(text: str) -> int:
+    # An entry begins with the empty lines ahead of it.
+    return text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _unreadable(env_file: Path) -> ConfigError:
+    return ConfigError(f"{env_file} cannot be read", mend="check its permissions; it should be UTF-8")
 
 
 def _names_in(env_file: Path) -> Iterator[str]:

@@ -34,8 +34,10 @@ class Evolution:
     """What must be done to a target table before rows can come.
 
     before: DDL ahead of the load; after: DDL that is cheaper once a new table is filled. left_out: outputs that are not
-    copied, because on_schema_change = "ignore". rekeyed: the key changed, so the table is emptied and filled again.
-    adds: columns are added, which only a full read fills in rows that did not change.
+    copied, because on_schema_change = "ignore". rekeyed: the key changed; key_now: the new key's columns as the target
+    names them before the DDL, those left out that are not there yet. replaces: the rows that are here cannot have the
+    new key, and hold nothing that the source lacks. adds: columns are added, which only a full read fills in rows that
+    did not change.
     """
 
     before: tuple[sql.Composed, ...]
@@ -43,6 +45,8 @@ class Evolution:
     left_out: frozenset[str]
     creates: bool
     rekeyed: bool = False
+    key_now: tuple[str, ...] = ()
+    replaces: bool = False
     adds: bool = False
 
 
@@ -84,12 +88,13 @@ def plan_evolution(
     same_source: bool,
     had_key: bool,
     created_by_us: bool,
+    casts: Collection[tuple[str, str]] = (),
 ) -> Evolution:
     """Return the DDL that lets an existing table take the source's rows.
 
     current: the target's spelling of its columns' types. recorded: the columns of the last sync, empty before the
     first. same_source: the source table is still the one of the last sync, so that column numbers prove renames.
-    had_key: the last sync went by a key.
+    had_key: the last sync went by a key. casts: pairs of types of which the target casts the first to the second.
     Raises SchemaDrift where a decision is needed, ConfigError where the target cannot serve at all.
     """
     if target.kind not in (TABLE, PARTITIONED):
@@ -99,7 +104,8 @@ def plan_evolution(
             mend="name another target for it",
             id="target_not_table",
         )
-    plan = _Plan(mapping, table, target, types, dict(current), {r.target: r for r in recorded}, same_source, had_key)
+    by_target = {column.target: column for column in recorded}
+    plan = _Plan(mapping, table, target, types, dict(current), by_target, same_source, had_key, casts)
     return plan.evolve(created_by_us=created_by_us)
 
 
@@ -121,9 +127,11 @@ class _Plan:
         recorded: dict[str, Recorded],
         same_source: bool,
         had_key: bool,
+        casts: Collection[tuple[str, str]],
     ) -> None:
         self.mapping, self.table, self.target, self.types = mapping, table, target, types
         self.current, self.recorded, self.same_source, self.had_key = current, recorded, same_source, had_key
+        self.casts = casts
         self.name = sql.Identifier(target.schema, target.name)
         self.statements: list[sql.Composed] = []
         self.left_out: set[str] = set()
@@ -133,6 +141,7 @@ class _Plan:
     def evolve(self, *, created_by_us: bool) -> Evolution:
         self._rename_columns()
         self._check_identities()
+        self._check_generated()
         for output in self.mapping.outputs:
             if output.name in self.current:
                 self._fit_type(output)
@@ -150,15 +159,16 @@ class _Plan:
             frozenset(self.left_out),
             creates=False,
             rekeyed=rekeyed,
+            key_now=self._name_key(),
             adds=self.adds,
         )
 
     def _alter(self, action: sql.Composable) -> None:
         self.statements.append(sql.SQL("ALTER TABLE {} {}").format(self.name, action))
 
-    def _drift(self, what: str, why: str, mend: sql.Composable | str) -> SchemaDrift:
+    def _drift(self, what: str, why: str, mend: sql.Composable | str, id: str | None = None) -> SchemaDrift:
         text = mend if isinstance(mend, str) else mend.as_string()
-        return SchemaDrift(f"{self.target.schema}.{self.target.name}: {what}", why=why, mend=text)
+        return SchemaDrift(f"{self.target.schema}.{self.target.name}: {what}", why=why, mend=text, id=id)
 
     def _rename_columns(self) -> None:
         if not self.same_source or self.table.on_schema_change != "evolve":
@@ -200,6 +210,27 @@ class _Plan:
                     ),
                 )
 
+    def _check_generated(self) -> None:
+        """Raise SchemaDrift for a column that only the target computes: the source's values cannot be written there."""
+        generated = {self._moved(column.name): column.generated for column in self.target.columns if column.generated}
+        for output in self.mapping.outputs:
+            is_computed_there = output.source.generated and isinstance(output.expression, sql.Identifier)
+            if output.name in generated and not is_computed_there:
+                raise self._drift(
+                    f"column {output.name} is generated here and plain in the source",
+                    "PostgreSQL lets nobody write the source's values into it",
+                    self._make_plain(output, generated[output.name]),
+                    "generated_target",
+                )
+
+    def _make_plain(self, output: Output, generated: str) -> sql.Composed:
+        column = sql.Identifier(output.name)
+        if generated == "s":
+            return sql.SQL("alter table {} alter column {} drop expression").format(self.name, column)
+        return sql.SQL("alter table {0} drop column {1}, add column {1} {2}").format(
+            self.name, column, spelled(self.types[output.name].spelling)
+        )
+
     def _add_column(self, output: Output) -> None:
         spelling = self.types[output.name].spelling
         action = sql.SQL("ADD COLUMN {} {}").format(sql.Identifier(output.name), spelled(spelling))
@@ -224,30 +255,39 @@ class _Plan:
         if recorded and recorded.spelling != wanted and not widens(recorded.spelling, wanted):
             if self.table.on_schema_change == "ignore" and widens(wanted, now):
                 return
+            is_narrowed = widens(wanted, recorded.spelling)
             raise self._drift(
                 f"column {output.name} was {recorded.spelling} and is {wanted} now",
-                "a narrowed type cannot be followed without knowing what it does to the rows that are here",
-                sql.SQL("alter table {} alter column {} type {} using {}::{}").format(
-                    self.name,
-                    sql.Identifier(output.name),
-                    spelled(wanted),
-                    sql.Identifier(output.name),
-                    spelled(wanted),
-                ),
+                "a narrowed type cannot be followed without knowing what it does to the rows that are here"
+                if is_narrowed
+                else f"not every {recorded.spelling} is a {wanted}: what becomes of the rows here is to decide",
+                self._convert(output.name, now, wanted),
             )
         if accepts(now, wanted):
             return
-        change = sql.SQL("ALTER COLUMN {} TYPE {}").format(sql.Identifier(output.name), spelled(wanted))
-        if not widens(now, wanted) or self.table.on_schema_change != "evolve":
+        if not widens(now, wanted):
             raise self._drift(
                 f"column {output.name} is {now} here and {wanted} in the source",
-                f"{now} cannot hold every {wanted}"
-                if not widens(now, wanted)
-                else f'on_schema_change is "{self.table.on_schema_change}"',
+                f"{now} cannot hold every {wanted}",
+                self._convert(output.name, now, wanted),
+            )
+        change = sql.SQL("ALTER COLUMN {} TYPE {}").format(sql.Identifier(output.name), spelled(wanted))
+        if self.table.on_schema_change != "evolve":
+            raise self._drift(
+                f"column {output.name} is {now} here and {wanted} in the source",
+                f'on_schema_change is "{self.table.on_schema_change}"',
                 sql.SQL("alter table {} {}").format(self.name, change),
             )
         self._alter(change)
         self.current[output.name] = wanted
+
+    def _convert(self, name: str, now: str, wanted: str) -> sql.Composed:
+        """Return the statement that gives a column another type: by a cast that is there, else by way of text."""
+        column: sql.Composable = sql.Identifier(name)
+        by_text = sql.SQL("" if (now, wanted) in self.casts else "::text")
+        return sql.SQL("alter table {0} alter column {1} type {2} using {1}{3}::{2}").format(
+            self.name, column, spelled(wanted), by_text
+        )
 
     def _free_dropped_columns(self) -> None:
         wanted = {output.name for output in self.mapping.outputs}
@@ -288,6 +328,10 @@ class _Plan:
             )
         self._drop_primary_key()
         return True, [make]
+
+    def _name_key(self) -> tuple[str, ...]:
+        names = {self._moved(column.name): column.name for column in self.target.columns}
+        return tuple(names[name] for name in self.mapping.key if name in names)
 
     def _drop_primary_key(self) -> None:
         old = next((index for index in self.target.indexes if index.primary), None)

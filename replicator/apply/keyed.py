@@ -11,7 +11,9 @@ from psycopg import sql
 from replicator.apply import merge
 from replicator.apply.table_load import TableLoad, key_not_unique
 from replicator.batch import DUE_MARK
+from replicator.catalog import deletes_go_on
 from replicator.digest import bucket_of, count_buckets, in_buckets
+from replicator.errors import DataRefused
 from replicator.strategy import FULL, XMIN
 
 
@@ -38,11 +40,8 @@ class KeyedLoad(TableLoad):
         try:
             with self.session.connection.transaction():
                 written, inserted = self._merge(staging)
-        except psycopg.errors.UniqueViolation:
-            if not self.session.replica:
-                raise
-            self._make_way(staging)
-            written, inserted = self._exchange(staging)
+        except psycopg.errors.UniqueViolation as error:
+            written, inserted = self._hand_over(staging, error)
         if self.triggers and self._count(merge.count_missed(self.target, staging, None)):
             raise self._interference()
         self.figures.rows_inserted += inserted
@@ -60,6 +59,32 @@ class KeyedLoad(TableLoad):
             raise key_not_unique(self.job, error.sqlstate) from error
         return (row["written"], row["inserted"]) if row else (0, 0)
 
+    def _hand_over(self, staging: str, taken: psycopg.errors.UniqueViolation) -> tuple[int, int]:
+        """Write rows that take over a unique value: deletes go ahead, where they go no further than the rows."""
+        members = [member.oid for member in self.relation.members]
+        if not self.session.replica and deletes_go_on(self.session.connection, members):
+            raise self._tied() from taken
+        try:
+            with self.session.connection.transaction():
+                self._make_way(staging)
+                return self._exchange(staging)
+        except psycopg.errors.ForeignKeyViolation as error:
+            # On a delete the server names the table that refers to the row, else the row's own.
+            if error.diag.table_name == self.target.name:
+                raise
+            raise self._tied() from taken
+
+    def _tied(self) -> DataRefused:
+        role = sql.Identifier(self.session.connection.info.user)
+        return DataRefused(
+            f"rows of {self.job.table} take over unique values of rows that a foreign key of the target refers to",
+            why="one of the two would have to be deleted for a moment, and the foreign key fires",
+            mend=sql.SQL("grant set on parameter session_replication_role to {}").format(role).as_string(),
+            id="target_refused_row",
+            sqlstate="23505",
+            table=self.job.table,
+        )
+
     def _make_way(self, staging: str) -> None:
         """Delete vanished rows ahead of the upsert: one of them may hold a unique value that a staged row took over."""
         if self.job.settings.deletes != "hard":
@@ -73,7 +98,7 @@ class KeyedLoad(TableLoad):
         self._run(merge.drop_staging(self.keys))
 
     def _exchange(self, staging: str) -> tuple[int, int]:
-        """Write rows that swap a unique value among themselves: delete, then insert; foreign keys do not fire here."""
+        """Write rows that swap a unique value among themselves: delete, then insert."""
         kept = f"replicator_kept_{self.job.batch_id}"
         try:
             with self.session.connection.transaction():

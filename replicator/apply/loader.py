@@ -2,7 +2,8 @@
 
 Order inside it: fence, DDL, staging COPY, upsert, deletes, position, `etl_control`, COMMIT. Where the role may not set
 session_replication_role, tables tied by foreign keys share the transaction: upserts parents first, deletes children
-first. Where it may, deletes go ahead if a vanished row holds a unique value that another row took over.
+first. Deletes go ahead if a vanished row holds a unique value that another row took over, unless a foreign key forbids
+it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Callable, Sequence
 
 import psycopg
 
-from replicator.apply.job import Incoming, Session
+from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.keyed import KeyedLoad
 from replicator.apply.multiset import MultisetLoad
 from replicator.apply.table_load import TableLoad
 from replicator.batch import Figures
 from replicator.db import translate
+from replicator.errors import DataRefused, ReplicatorError
 
 
 def load_group(
@@ -51,9 +53,25 @@ def load_group(
                 current.finish()
                 if also is not None:
                     also(session, current.incoming)
+    except psycopg.errors.NotNullViolation as error:
+        raise _refuse_null(current.job, error) from error
     except psycopg.Error as error:
         raise translate(error, side="target", table=current.job.table) from error
     return [load.figures for load in loads]
+
+
+def _refuse_null(job: Job, error: psycopg.errors.NotNullViolation) -> ReplicatorError:
+    column = error.diag.column_name
+    if column not in job.mapping.key or error.diag.table_name != job.target[1]:
+        return translate(error, side="target", table=job.table)
+    return DataRefused(
+        f"key column {column} of {job.table} is NULL in a row of the source",
+        why="rows are told apart by their key",
+        mend='configure another key for the table, or leave such rows out: where = "... is not null"',
+        id="key_null",
+        sqlstate=error.sqlstate,
+        table=job.table,
+    )
 
 
 def _choose_load(incoming: Incoming) -> type[TableLoad]:

@@ -12,10 +12,12 @@ from psycopg import sql
 
 from replicator.apply import merge
 from replicator.apply.control import label_enums
+from replicator.apply.dependent import run_ddl
 from replicator.apply.job import Incoming, Job, Session
-from replicator.apply.target import describe_target, fit_reading, plan_target, record_columns
+from replicator.apply.rekey import clear_rows, unfit_rows
+from replicator.apply.target import check_apart, describe_target, fit_reading, plan_target, record_columns
 from replicator.batch import Figures, Totals
-from replicator.catalog import list_row_changers, read_relation
+from replicator.catalog import is_referenced, list_row_changers, read_relation
 from replicator.errors import DataRefused, PassingError, SafetyStop
 from replicator.selection import format_table_name
 from replicator.strategy import FULL
@@ -73,10 +75,10 @@ class TableLoad(ABC):
                 table=self.job.table,
             )
         with self.figures.phase("prepare"):
+            check_apart(self.session.connection, self.job, self.incoming.facts.system_identifier)
             evolution, existing, types = plan_target(self.session.connection, self.job)
             self.evolution = evolution
-            for ddl in evolution.before:
-                self.session.connection.execute(ddl)
+            run_ddl(self.session.connection, self.job, existing, evolution.before)
             if evolution.before or existing is None:
                 existing = read_relation(self.session.connection, *self.job.target)
             if existing is None:
@@ -92,9 +94,9 @@ class TableLoad(ABC):
 
     def stage(self) -> None:
         """Bring what may have changed into staging, or straight into a table that is empty."""
-        if self.evolution.rekeyed:
-            self._run(sql.SQL("DELETE FROM {}").format(self.target.table))
-        is_empty = self.evolution.creates or self.evolution.rekeyed or not self._has_rows()
+        if self.evolution.replaces:
+            self._clear()
+        is_empty = self.evolution.creates or not self._has_rows()
         # COPY has no way to say "no columns" to a table that has some of its own.
         if self.reading.load_type == FULL and is_empty and self.target.columns:
             self._fill_directly()
@@ -116,6 +118,18 @@ class TableLoad(ABC):
     @abstractmethod
     def audit(self) -> None:
         """Find and mend what the reading could not see."""
+
+    def _clear(self) -> None:
+        """Delete every row, under the stops: the source has as many, less those that are gone from it."""
+        connection, oid = self.session.connection, self.relation.oid
+        if not self.session.replica and is_referenced(connection, oid):
+            raise unfit_rows(self.job, "a foreign key refers to them", clear_rows(self.target.table))
+        with self.figures.phase("delete"):
+            here = self._count(merge.sum_target(self.target, sql.SQL("0")))
+            there = self.incoming.source.sum_rows(self.shape, by_row=False).rows
+            self._check_source_has_rows(there, here)
+            self._check_deletes(max(0, here - there), here)
+            self.figures.rows_deleted += self._run(sql.SQL("DELETE FROM {}").format(self.target.table))
 
     def _has_rows(self) -> bool:
         return self.session.connection.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(self.target.table)).rowcount > 0

@@ -12,15 +12,24 @@ from psycopg import sql
 from replicator.apply.evolve import Evolution, Recorded, create_schema, plan_creation, plan_evolution
 from replicator.apply.job import Job
 from replicator.apply.merge import Target, TargetColumn
+from replicator.apply.rekey import fit_rows
 from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
 from replicator.batch import Shape
-from replicator.catalog import find_missing_schemas, format_types, read_foreign_keys, read_relation
+from replicator.catalog import (
+    find_casts,
+    find_missing_schemas,
+    find_relations,
+    format_types,
+    read_foreign_keys,
+    read_relation,
+)
 from replicator.db import Connection
 from replicator.digest import Digest
-from replicator.errors import SafetyStop, SchemaDrift
+from replicator.errors import ConfigError, SafetyStop, SchemaDrift
 from replicator.reading import Reading
 from replicator.relation import PARTITIONED, Relation
 from replicator.selection import format_table_name
+from replicator.statement import statement
 from replicator.strategy import FULL, WATERMARK, XMIN
 
 
@@ -29,6 +38,21 @@ def take_replica_role(connection: Connection) -> bool:
     try:
         connection.execute("SET session_replication_role = replica")
     except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+def list_unwritable(connection: Connection, texts: Sequence[str]) -> list[str]:
+    """Return those texts that the target's encoding cannot hold. connection: outside any transaction."""
+    if len(texts) > 1 and not list_unwritable(connection, ["".join(texts)]):
+        return []
+    return [text for text in texts if not _takes(connection, text)]
+
+
+def _takes(connection: Connection, text: str) -> bool:
+    try:
+        connection.execute(statement("session.take_text"), {"text": text})
+    except psycopg.errors.UntranslatableCharacter:
         return False
     return True
 
@@ -84,6 +108,25 @@ def _used_types(job: Job) -> list[int]:
     return used
 
 
+def check_apart(connection: Connection, job: Job, system_identifier: str) -> None:
+    """Raise ConfigError if the target is the source's own table, or a part of it. system_identifier: the source's."""
+    relation = job.mapping.relation
+    if connection.execute(statement("source.database"), {}).fetchone() != {"oid": relation.database}:
+        return
+    cluster = connection.execute(statement("source.system_identifier"), {}).fetchone()
+    if cluster != {"system_identifier": system_identifier}:
+        return
+    oid = find_relations(connection, [job.target]).get(job.target)
+    if oid == relation.oid or oid in [member.oid for member in relation.members]:
+        raise ConfigError(
+            f"the target {format_table_name(*job.target)} is the source's own table",
+            why="source.dsn and target.dsn lead to one database, and what is copied would overwrite what is read",
+            mend="correct source.dsn or target.dsn, or name another target for the table",
+            id="same_table",
+            table=job.table,
+        )
+
+
 def plan_target(
     connection: Connection, job: Job, planned_enums: Sequence[EnumChange] = ()
 ) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
@@ -96,6 +139,9 @@ def plan_target(
     if existing.row_security:
         raise _hidden_target(job)
     current = spell_columns(connection, existing)
+    changed = [
+        (current[name], new) for name, t in types.items() if name in current and current[name] != (new := t.spelling)
+    ]
     evolution = plan_evolution(
         job.mapping,
         job.settings,
@@ -106,7 +152,10 @@ def plan_target(
         same_source=job.record.source_oid == job.mapping.relation.oid,
         had_key=job.record.state.strategy in (XMIN, WATERMARK),
         created_by_us=job.record.created_by_us,
+        casts=find_casts(connection, changed),
     )
+    if evolution.rekeyed:
+        evolution = fit_rows(connection, job, existing, evolution)
     return evolution, existing, types
 
 
@@ -191,6 +240,8 @@ def fit_reading(reading: Reading, job: Job, evolution: Evolution) -> Reading:
     reason = ""
     if evolution.creates:
         reason = "the target table is not there"
+    elif evolution.replaces:
+        reason = "the key changed, and no row that is here can have the new one: all are replaced"
     elif evolution.rekeyed:
         reason = "the key changed"
     elif evolution.adds:

@@ -13,5 +13,7 @@ def main() -> None:
     """Run the command line and exit with the contract's code."""
     gc.set_threshold(GARBAGE_THRESHOLD)
     from replicator.cli.app import run
+    from replicator.cli.pipe import outlive_reader
 
+    outlive_reader()
     sys.exit(run(sys.argv[1:]))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from replicator import __version__
-from replicator.cli.output import print_error
-from replicator.errors import EXIT_FAILED, EXIT_OK, ReplicatorError, unexpected
+from replicator.cli.output import describe_error, print_error, print_json
+from replicator.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, ReplicatorError, UsageError, unexpected
 
 app = typer.Typer(
     name="replicator",
@@ -39,6 +39,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Tables = Annotated[
     list[str] | None, typer.Argument(metavar="TABLE", help="Source tables, like public.t; all by default.")
 ]
+
+
+# What typer raises for the command line has no public name; every kind of it descends from the parent of this one.
+_MISUSE: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 class Trigger(StrEnum):
@@ -289,18 +293,29 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every error of ours is told on stderr."""
     as_json = "--json" in arguments
     try:
-        app(args=list(arguments), prog_name="replicator")
+        code = app(args=list(arguments), prog_name="replicator", standalone_mode=False)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_OK if end.code is None else EXIT_FAILED
+    except _MISUSE as error:
+        return _explain_misuse(error, as_json=as_json)
+    except typer.Abort:
+        return EXIT_FAILED
     except ReplicatorError as error:
         print_error(error, as_json=as_json)
         return error.exit_code
-    except BrokenPipeError:
-        return EXIT_FAILED
     except Exception as error:  # noqa: BLE001  # a raw traceback would show messages, and messages carry cell values
         from replicator.trace import scrub_traceback
 
         print_error(unexpected(error), as_json=as_json)
         typer.echo(scrub_traceback(error), err=True)
         return EXIT_FAILED
-    return EXIT_OK
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _explain_misuse(error: Any, *, as_json: bool) -> int:
+    """Tell of a command line that typer does not understand, in its words; return the exit code."""
+    if as_json:
+        told = UsageError(error.format_message(), mend="replicator COMMAND --help shows what it takes")
+        print_json({"error": describe_error(told)})
+    error.show()
+    return EXIT_USAGE

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from replicator.cli.output import print_json
 from replicator.cli.session import open_control, open_settings
+from replicator.db import translated
 from replicator.errors import EXIT_OK, UsageError
 from replicator.selection import format_table_name, parse_table_name
 
@@ -24,8 +25,13 @@ def forget_table(config: Path | None, table: str, *, yes: bool, as_json: bool) -
             mend=f"replicator forget '{name}' --yes",
         )
     with open_control(settings) as control:
-        control.take_lock("run", settings.lock_wait.total_seconds())
-        if not control.exists() or not control.forget(name):
+        wait_s = settings.lock_wait.total_seconds()
+        with translated("target"):
+            control.take_lock("run", wait_s)
+            # A run that lost the session with its lock may still be loading: then it holds the table's row.
+            with control.waiting(wait_s):
+                is_known = control.exists() and control.forget(name)
+        if not is_known:
             raise UsageError(f"nothing is known of {name}", mend="replicator status lists the known tables")
     if as_json:
         print_json({"forgotten": name})

@@ -14,7 +14,7 @@ from replicator.introspection import Found, Introspection, introspect, name_patt
 from replicator.planning import forbid_writing
 from replicator.selection import parse_pattern
 from replicator.settings import Settings, dsn_has_password
-from replicator.settings_source import CONFIG_VARIABLE, FILE_NAME
+from replicator.settings_source import CONFIG_VARIABLE, FILE_NAME, check_env_file
 from replicator.template import WIDTH, SuggestedTable, format_toml, render_config
 
 SOURCE_VARIABLE = "REPLICATOR_SOURCE__DSN"
@@ -77,6 +77,7 @@ def _read_dsn(path: Path) -> str:
     from dotenv import dotenv_values
 
     env_file = path.parent / ".env"
+    check_env_file(env_file)
     dsn = os.environ.get(SOURCE_VARIABLE) or (
         dotenv_values(env_file).get(SOURCE_VARIABLE) if env_file.is_file() else None
     )

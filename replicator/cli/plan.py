@@ -10,6 +10,7 @@ from replicator.cli.output import as_text, describe_error, print_json
 from replicator.cli.session import open_pair, open_settings
 from replicator.errors import ReplicatorError, choose_exit_code
 from replicator.planning import Estimate, TablePlan, make_plan
+from replicator.preflight.table import check_selection
 from replicator.preparation import open_access
 from replicator.selection import format_table_name
 
@@ -18,6 +19,7 @@ _DELETES = {
     "soft": "soft: rows gone from the source get a time in _deleted_at",
     "ignore": "ignore: rows gone from the source stay",
 }
+_WARNING_KEYS = ("id", "table", "message", "mend")
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
@@ -27,10 +29,16 @@ def show_plan(config: Path | None, *, as_json: bool) -> int:
     access = open_access(settings)
     with open_pair(settings, access) as (source, target):
         plan = make_plan(settings, access, source, target)
+    warnings = list(check_selection(plan))
     if as_json:
-        print_json({"tables": [_describe(table) for table in plan.tables]})
+        told = [{key: getattr(warning, key) for key in _WARNING_KEYS} for warning in warnings]
+        print_json({"tables": [_describe(table) for table in plan.tables], "warnings": told})
     else:
         print("\n\n".join("\n".join(_write_lines(table)) for table in plan.tables) or "no table is selected")
+        for warning in warnings:
+            print()
+            print(as_text(f"warning [{warning.id}]: {warning.message}"))
+            print(as_text(f"  mend: {warning.mend}"))
     errors = [table.error for table in plan.tables if table.error is not None]
     return choose_exit_code(errors, some_landed=len(errors) < len(plan.tables))
 

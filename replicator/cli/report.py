@@ -182,6 +182,9 @@ def find_reasons(control: Control, settings: Settings) -> list[str]:
     reasons = [] if records else ["nothing has been synced yet"]
     oldest = datetime.now(UTC) - settings.alerts.stale_after
     for table in sorted(records):
+        if last.get(table, {}).get("status") == "skipped":
+            reasons.append(f"{table}: it is gone from the source ({last[table]['error_code']})")
+            continue
         if last.get(table, {}).get("status") == "failed":
             reasons.append(f"{table}: the last run failed ({last[table]['error_code']})")
         if table not in successes:

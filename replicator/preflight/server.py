@@ -169,7 +169,7 @@ def check_replica_role(target: Connection, facts: ServerFacts) -> tuple[bool, Fi
         "replica_role",
         "warn",
         f"role {facts.role} may not set session_replication_role: triggers of the target fire, tables tied by foreign "
-        "keys are written together, and rows that swap a unique value are refused",
+        "keys are written together, and rows that take over a unique value of one that others refer to are refused",
         grant_replica_role(facts),
     )
 

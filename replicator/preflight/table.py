@@ -9,6 +9,7 @@ from psycopg import sql
 from replicator.apply.job import Job
 from replicator.catalog import read_foreign_keys
 from replicator.db import Connection
+from replicator.inventory import explain_idle_pattern, vanished
 from replicator.planning import Plan, TablePlan
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import FOREIGN, KIND_NAMES, MATVIEW, PARTITIONED, TABLE, VIEW, Relation, Type
@@ -24,6 +25,7 @@ def check_plan(plan: Plan) -> Iterator[Finding]:
         yield Finding(
             "no_table", "warn", "the configuration selects no table", "add [[tables]] entries, or grant USAGE"
         )
+    yield from check_selection(plan)
     for table in plan.tables:
         yield from check_table(table, on_standby=plan.facts.is_standby)
     if plan.observation.prepared and any(table.job and table.job.choice.strategy == WATERMARK for table in plan.tables):
@@ -33,6 +35,15 @@ def check_plan(plan: Plan) -> Iterator[Finding]:
             f"{plan.observation.prepared} prepared on the source and not ended: until then no watermark advances",
             "select gid, prepared, owner from pg_prepared_xacts; then COMMIT PREPARED or ROLLBACK PREPARED",
         )
+
+
+def check_selection(plan: Plan) -> Iterator[Finding]:
+    """Find patterns that select nothing, and tables that they select no longer."""
+    for pattern in plan.idle_patterns:
+        message, mend = explain_idle_pattern(pattern)
+        yield Finding("pattern_without_match", "warn", message, mend)
+    for error in map(vanished, plan.vanished):
+        yield Finding(error.id, "warn", error.message, error.mend, error.table)
 
 
 def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:

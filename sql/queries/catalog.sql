@@ -26,7 +26,8 @@ where not exists (select from pg_catalog.pg_namespace n where n.nspname = w);
 
 -- name: describe_relations
 -- oids: relations. row_security: a policy would hide rows from this role. definition: of views, normalised by the server.
-select c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind,
+select (select d.oid::bigint from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) as database,
+       c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind,
        c.relpersistence::text as persistence,
        greatest(c.reltuples, 0)::bigint as estimated_rows,
        case when c.relkind in ('r', 'p') then pg_catalog.row_security_active(c.oid) else false end as row_security,
@@ -170,3 +171,41 @@ select distinct con.conrelid::bigint as child, con.confrelid::bigint as parent
 from pg_catalog.pg_constraint con
 where con.contype = 'f' and con.conrelid = any (:'oids'::oid[]) and con.confrelid = any (:'oids'::oid[])
   and con.conparentid = 0;
+
+-- name: is_referenced
+-- oid: a table. Whether deleting its rows could be refused or go on to other rows.
+select exists (select from pg_catalog.pg_constraint con
+               where con.contype = 'f' and con.confrelid = :'oid'::oid) as is_referenced;
+
+-- name: deletes_go_on
+-- oids: a table and its partitions. Whether a foreign key deletes or changes other rows with one that is deleted.
+select exists (select from pg_catalog.pg_constraint con
+               where con.contype = 'f' and con.confrelid = any (:'oids'::oid[])
+                 and con.confdeltype not in ('a', 'r')) as go_on;
+
+-- name: dependents
+-- oid: a table. Views over it, and foreign keys that refer to it: what keeps a column's type or its key from changing.
+select c.relkind::text as kind, n.nspname as schema, c.relname as name, null as constraint_name
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('v', 'm')
+  and exists (select from pg_catalog.pg_rewrite r
+              join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
+              where r.ev_class = c.oid and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = :'oid'::oid)
+union all
+select 'f', n.nspname, c.relname, con.conname
+from pg_catalog.pg_constraint con
+join pg_catalog.pg_class c on c.oid = con.conrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where con.contype = 'f' and con.conparentid = 0 and con.confrelid = :'oid'::oid
+order by 1, 2, 3, 4;
+
+-- name: find_casts
+-- olds, news: parallel arrays of types. Those pairs for which old::new is there: to itself with another length, by a
+-- cast, or because one of them is a string (PostgreSQL documentation, CREATE CAST: I/O conversion casts).
+select w.old, w.new
+from unnest(:'olds'::text[], :'news'::text[]) as w (old, new)
+join pg_catalog.pg_type o on o.oid = pg_catalog.to_regtype(w.old)
+join pg_catalog.pg_type n on n.oid = pg_catalog.to_regtype(w.new)
+where o.oid = n.oid or 'S' in (o.typcategory, n.typcategory)
+   or exists (select from pg_catalog.pg_cast c where c.castsource = o.oid and c.casttarget = n.oid);

@@ -15,3 +15,7 @@ select pg_catalog.set_config(:'name', :'value', true) is not null as done;
 -- name: set
 -- As set_local, for the whole session.
 select pg_catalog.set_config(:'name', :'value', false) is not null as done;
+
+-- name: take_text
+-- text: any. Fails for a character that the database's encoding lacks.
+select pg_catalog.length(:'text') as characters;

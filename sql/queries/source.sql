@@ -30,6 +30,10 @@ where l.locktype = 'virtualxid' and l.pid <> all (:'own'::int[]);
 -- name: observe_prepared
 select count(*)::int as prepared from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database();
 
+-- name: database
+-- Its OID in its cluster. Asked of a target too.
+select d.oid::bigint as oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database();
+
 -- name: system_identifier
 select c.system_identifier::text as system_identifier from pg_catalog.pg_control_system() c;
 

@@ -397,3 +397,37 @@ def test_a_password_is_in_no_finding(pair: Pair) -> None:
     pair.write_config(source={"dsn": pair.dsn_of_source(host="no.such.host.invalid")})
     findings = check(pair, exit_code=4)
     assert ids(findings, "error") == {"source_reachable"}
+
+
+def test_a_pattern_that_matches_nothing_is_told_beside_one_that_does(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key); create view only_v as select * from t")
+    pair.grant()
+    pair.write_config(tables=["public.*", "sales.*", "public.only_?"], logs={"level": "info", "format": "json"})
+    found = [finding for finding in check(pair) if finding["id"] == "pattern_without_match"]
+    assert [finding["severity"] for finding in found] == ["warn", "warn"]
+    assert "sales.*" in found[0]["message"]
+    assert [warning["id"] for warning in pair.json("plan")["warnings"]] == ["pattern_without_match"] * 2
+    assert "pattern_without_match" in pair.run("plan").stdout
+    finished = pair.run("sync")
+    assert "pattern_unmatched" in finished.stderr
+    assert "sales.*" in finished.stderr
+
+
+def test_a_table_that_vanished_under_a_pattern_is_told_until_it_is_forgotten(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key); create table u (id int primary key)")
+    pair.grant()
+    pair.write_config(tables=["public.*"])
+    pair.run("sync")
+    pair.source.execute("drop table u")
+    (finding,) = [finding for finding in check(pair) if finding["id"] == "table_vanished"]
+    assert (finding["severity"], finding["table"]) == ("warn", "public.u")
+    assert [warning["id"] for warning in pair.json("plan")["warnings"]] == ["table_vanished"]
+    assert pair.json("health")["healthy"]
+    for _ in range(3):
+        assert pair.json("sync")["status"] == "success"
+    assert [row["status"] for row in pair.control_rows("public.u")] == ["success", "skipped"]
+    (reason,) = pair.json("health", check=1)["reasons"]
+    assert "public.u" in reason
+    pair.run("forget", "public.u", "--yes")
+    assert pair.json("health")["healthy"]
+    assert "table_vanished" not in [finding["id"] for finding in check(pair)]

@@ -178,6 +178,31 @@ def test_a_first_load_with_a_key_that_is_not_unique_leaves_no_table(pair: Pair) 
     assert pair.target.execute("select to_regclass('public.t')").fetchone() == (None,)
 
 
+def test_a_null_in_the_key_is_told_as_a_matter_of_the_key(pair: Pair) -> None:
+    pair.source.execute("create table t (id int, note text); insert into t values (1, 'a'), (null, 'b')")
+    pair.grant()
+    pair.write_config(tables=[{"name": "public.t", "key": ["id"]}])
+    identifier, what, _, mend = read_message(pair.run("sync", check=1))
+    assert identifier == "key_null"
+    assert "id" in what
+    assert "NOT NULL" not in mend
+    pair.write_config(tables=[{"name": "public.t", "key": ["id"], "where": "id is not null"}])
+    pair.run("sync")
+    pair.source.execute("update t set id = 2 where id is null; insert into t values (null, 'c')")
+    pair.write_config(tables=[{"name": "public.t", "key": ["id"]}])
+    assert read_message(pair.run("sync", check=1))[0] == "key_null"
+
+
+def test_a_value_that_the_source_cannot_compute_is_no_matter_of_a_constraint(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key, n int); insert into t values (1, 0)")
+    pair.grant()
+    pair.write_config(tables=[{"name": "public.t", "where": "1 / n > 0"}])
+    identifier, _, _, mend = read_message(pair.run("sync", check=1))
+    assert identifier == "source_refused_row"
+    assert "constraint" not in mend
+    assert "where" in mend
+
+
 @pytest.mark.parametrize("fault", ["wrong password", "unreachable host", "unknown database"])
 def test_a_source_that_lets_nobody_in_is_on_record(scene: Pair, fault: str) -> None:
     before = read_bad(scene)
@@ -344,6 +369,62 @@ def test_no_secret_and_no_cell_value_gets_out(pair: Pair) -> None:
             at = text.find(secret)
             assert at < 0, f"{where}: ...{text[max(0, at - 200) : at + 60]}"
     assert mask_key not in pair.source_server.log_text()
+
+
+@pytest.mark.hazard("O4")
+@pytest.mark.parametrize("character", "@/")
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_password_with_a_character_that_is_not_escaped_stays_secret(scene: Pair, side: str, character: str) -> None:
+    """libpq takes the rest of the password for the host, or for the database, and repeats it."""
+    canary = f"canary{secrets.token_hex(6)}"
+    dsn = f"postgresql://somebody:12{character}{canary}@127.0.0.1:1/somewhere"
+    sections: dict[str, Any] = {side: {"dsn": dsn}, "tables": ["public.good"], "logs": {"level": "debug"}}
+    scene.write_config(**sections)
+    for command in ("sync", "check", "plan", "status"):
+        finished = scene.run(command, check=3)
+        assert "percent-encoded" in finished.stderr
+        assert canary not in finished.stdout + finished.stderr
+    if side == "source":
+        (scene.dir / "new").mkdir()
+        finished = scene.run("init", "--config", "new/replicator.toml", check=None, env={"REPLICATOR_SOURCE__DSN": dsn})
+        assert finished.exit_code in (3, 4), finished
+        assert "percent-encoded" in finished.stderr
+        assert canary not in finished.stdout + finished.stderr
+
+
+@pytest.mark.hazard("O4")
+def test_what_libpq_says_of_a_host_is_told_in_our_own_words(scene: Pair) -> None:
+    """A service file reaches it unread."""
+    canary = f"canary{secrets.token_hex(6)}"
+    (scene.dir / "services").write_text(f"[app]\nhost={canary}@127.0.0.1\ndbname=app\n")
+    scene.write_config(
+        tables=["public.good"], source={"dsn": "service=app", "connect_timeout": "1s"}, logs={"dir": "l"}
+    )
+    finished = scene.run("sync", check=4, env={"PGSERVICEFILE": str(scene.dir / "services")})
+    assert "could not be resolved" in finished.stderr
+    assert scene.control_rows("public.good")[-1]["error_code"] == "no_connection"
+    logged = "".join(path.read_text() for path in (scene.dir / "l").iterdir())
+    for text in (finished.stdout, finished.stderr, dump_control(scene), logged):
+        assert canary not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"password": "wrong"}, "did not accept the role's password"),
+        ({"dbname": "nowhere"}, "the database does not exist"),
+        ({"port": 1}, "the connection was refused"),
+        ({"host": "nowhere.invalid"}, "could not be resolved"),
+        ({"host": "/nowhere/at/all"}, "no socket"),
+        ({"sslmode": "require"}, "encrypted"),
+    ],
+)
+def test_a_connection_that_was_not_had_is_told_with_its_cause(
+    scene: Pair, changes: dict[str, str | int], words: str
+) -> None:
+    source = {"dsn": scene.dsn_of_source(**changes), "connect_timeout": "1s"}
+    scene.write_config(tables=["public.good"], source=source)
+    assert words in scene.run("sync", check=4).stderr
 
 
 def refusals(canary: str, number: int) -> Iterator[tuple[str, str]]:

@@ -660,6 +660,26 @@ def test_a_character_that_the_target_cannot_hold_is_refused_and_nothing_is_lost(
     pair.assert_equal("public.t")
 
 
+@pytest.mark.hazard("V4")
+def test_a_name_that_the_target_cannot_hold_stops_its_own_table_alone(make_pair: MakePair) -> None:
+    pair = make_pair(target_encoding="LATIN1")
+    pair.source.execute('create table t (id int primary key); create table "表" (id int primary key)')
+    pair.source.execute('create table u (id int primary key, "列" int)')
+    pair.grant()
+    pair.write_config(tables=["public.*"])
+    findings = pair.json("check", check=4)["findings"]
+    assert 'public."表"' in [finding["table"] for finding in findings if finding["severity"] == "error"]
+    finished = pair.run("sync", "--json", check=6)
+    assert {table: error["id"] for table, error in finished.json()["errors"].items()} == {
+        'public."表"': "name_not_writable",
+        "public.u": "target_refused_row",
+    }
+    assert "None" not in finished.stderr
+    pair.assert_equal("public.t")
+    pair.write_config(tables=['public."表"'])
+    assert "encoding" in pair.run("sync", check=3).stderr
+
+
 @pytest.mark.hazard("V5")
 def test_an_empty_string_and_null_stay_apart(pair: Pair) -> None:
     pair.source.execute("""

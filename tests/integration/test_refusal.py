@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.pair import Pair
+from tests.strategy_case import hold_target, wait_for_waiter
 
 
 def start_with_two_rows(pair: Pair, **table: object) -> None:
@@ -61,3 +65,57 @@ def test_health_says_unhealthy_when_the_target_is_out_of_reach(pair: Pair) -> No
     document = pair.run("health", "--json", check=1).json()
     assert document["healthy"] is False
     assert document["reasons"]
+
+
+MISUSES = [("sync", "--bogus"), ("sync", "--jobs", "none"), ("sink",), ("history", "--limit", "0"), ("forget",)]
+
+
+@pytest.mark.parametrize("arguments", MISUSES, ids=" ".join)
+def test_a_command_line_that_is_not_understood_is_one_json_document_too(pair: Pair, arguments: tuple[str, ...]) -> None:
+    finished = pair.run(*arguments, "--json", check=2)
+    assert finished.json()["error"]["id"] == "usage"
+    assert "Error: " in finished.stderr
+    assert pair.run(*arguments, check=2).stdout == ""
+
+
+def test_a_reader_that_goes_away_does_not_change_how_a_command_ends(pair: Pair) -> None:
+    start_with_two_rows(pair, key=["a"])
+    command = f"set -o pipefail; {sys.executable} -m replicator"
+    for arguments, code in (
+        ("sync", 0),
+        ("sync --json", 0),
+        ("status", 0),
+        ("check", 0),
+        ("plan", 0),
+        ("sync nope", 2),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"{command} {arguments} | true"],
+            cwd=pair.dir, env=pair.environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, (arguments, done.stderr)
+        assert "Broken" not in done.stderr
+
+
+def test_a_table_is_not_forgotten_under_a_running_sync(pair: Pair) -> None:
+    start_with_two_rows(pair, key=["a"])
+    pair.source.execute("insert into t values (3, 'c')")
+    pair.write_config(lock_wait="60s", tables=[{"name": "public.t", "key": ["a"]}])
+    with hold_target(pair) as held:
+        running = pair.popen("sync")
+        wait_for_waiter(held)
+        pair.write_config(lock_wait="1s", tables=[{"name": "public.t", "key": ["a"]}])
+        finished = pair.run("forget", "public.t", "--yes", "--json", check=5)
+        assert finished.json()["error"]["id"] == "lock_held"
+        ended = pair.target.execute(
+            "select pg_terminate_backend(pid) from pg_locks join pg_stat_activity a using (pid)"
+            " where locktype = 'advisory' and granted and a.state = 'idle' and a.datname = current_database()"
+        )
+        assert ended.rowcount == 1, "the session that holds the run's lock"
+        pair.run("forget", "public.t", "--yes", check=5)
+    running.wait(check=None)
+    pair.run("sync")
+    pair.assert_equal("public.t")
+    assert pair.json("status")["tables"][0]["table"] == "public.t"
+    pair.run("forget", "public.t", "--yes")
+    assert pair.json("status")["tables"] == []

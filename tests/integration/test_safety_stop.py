@@ -143,6 +143,21 @@ def test_a_new_key_of_every_row_is_more_deletes_than_allowed(pair: Pair, strateg
     case.stop(8, "too_many_deletes")
 
 
+@pytest.mark.hazard("W29")
+@pytest.mark.parametrize("change", ["update t set note = 'changed'", "alter table t add extra int default 7"])
+def test_changed_rows_of_a_keyless_table_are_no_deletes(pair: Pair, change: str) -> None:
+    """There a changed row is one that goes and one that comes: the stop looks at how many fewer there are."""
+    pair.source.execute(MANY.replace("primary key", ""))
+    case = Case(pair, "auto")
+    case.begin()
+    pair.source.execute(f"{change}; delete from t where id <= 1000")
+    case.sync()
+    pair.assert_equal("t")
+    pair.source.execute("delete from t where id <= 2001; update t set note = 'again'")
+    batch = case.stop(8, "too_many_deletes")
+    assert batch["error_message"].startswith("1001 of 2000 ")
+
+
 @BOTH
 @pytest.mark.hazard("W29")
 def test_a_wrong_source_that_is_much_larger_stops_too(pair: Pair, strategy: str) -> None:
@@ -227,6 +242,26 @@ def test_another_database_of_the_same_cluster(case: Case) -> None:
         pair.source_server.drop_database(other)
     case.configure()
     case.catch_up()
+
+
+@BOTH
+@pytest.mark.hazard("W29")
+def test_a_database_that_is_put_back_from_a_copy_in_its_own_cluster_is_read_whole(case: Case) -> None:
+    """The copy has the cluster, the name, the tables' OIDs and the files' numbers of the one that is gone."""
+    pair = case.pair
+    name, copy = pair.source_db, f"{pair.source_db}_copy"
+    pair.source.close()
+    pair.source_server.execute(f'create database "{copy}" template "{name}"')
+    pair.source = pair.source_server.connect(name)
+    pair.source.execute("update t set note = 'lost again', updated_at = now() where id <= 5")
+    case.catch_up()
+    pair.source.close()
+    pair.source_server.execute(f'drop database "{name}" with (force)')
+    pair.source_server.execute(f'alter database "{copy}" rename to "{name}"')
+    pair.source = pair.source_server.connect(name)
+    batch = case.sync()
+    assert (batch["load_type"], batch["rows_updated"]) == ("full", 5)
+    pair.assert_equal("t")
 
 
 def test_a_stop_of_one_table_does_not_keep_the_others_from_landing(pair: Pair) -> None:

@@ -166,6 +166,60 @@ def test_a_narrowed_column_needs_a_decision_and_the_message_has_its_sql(pair: Pa
     sync_idly(pair)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "value", "using"),
+    [
+        ("macaddr", "inet", "'08:00:2b:01:02:03'", '"v"::text::inet'),
+        ("boolean", "smallint", "null", '"v"::text::smallint'),
+        ("timestamptz", "date", "'2024-01-01 12:00+00'", '"v"::date'),
+    ],
+)
+def test_a_type_that_is_another_one_is_not_called_narrowed_and_the_cast_is_one_that_is_there(
+    pair: Pair, old: str, new: str, value: str, using: str
+) -> None:
+    pair.source.execute(f"create table t (id int primary key, v {old}); insert into t values (1, {value})")
+    pair.grant()
+    pair.write_config(tables=["public.t"])
+    sync(pair)
+    pair.source.execute(f"alter table t alter v type {new} using null")
+    finished = refuse(pair, 8, "[schema_drift]", "column v")
+    assert "narrowed" not in finished.stderr
+    mend = read_mend(finished)
+    assert using in mend
+    if old == "macaddr":
+        pair.as_writer.execute("update t set v = null")
+    pair.as_writer.execute(mend.encode())
+    sync(pair)
+    pair.assert_equal("public.t")
+
+
+VIEWS = {
+    "view": "create view shown as select * from t",
+    "materialized view": "create materialized view shown as select * from t",
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_view_over_the_target_that_keeps_a_column_from_widening_is_named(pair: Pair, kind: str) -> None:
+    start(pair)
+    pair.as_writer.execute(VIEWS[kind].encode())
+    pair.source.execute("alter table t alter v type bigint")
+    finished = refuse(pair, 8, "[dependent_object]", "public", "t", "shown")
+    pair.as_writer.execute(read_mend(finished).encode())
+    sync(pair)
+    pair.assert_equal("public.t")
+
+
+def test_a_foreign_key_that_keeps_the_key_from_changing_is_named(pair: Pair) -> None:
+    start(pair, columns="id int primary key, v int not null, note text")
+    pair.as_writer.execute("create table child (t int constraint tied references t)")
+    pair.source.execute("alter table t drop constraint t_pkey, add primary key (v)")
+    finished = refuse(pair, 8, "[dependent_object]", "child", "tied")
+    pair.as_writer.execute(read_mend(finished).encode())
+    sync(pair)
+    pair.assert_equal("public.t")
+
+
 def test_drift_of_one_table_does_not_keep_the_others_from_landing(pair: Pair) -> None:
     start(pair)
     pair.source.execute("create table other (id int primary key); insert into other values (1)")
@@ -344,7 +398,10 @@ def test_a_table_dropped_in_the_source_keeps_its_rows_in_the_target(pair: Pair) 
     pair.source.execute("drop table t")
     refuse(pair, 4, "public.t", "missing")
     pair.write_config(tables=["public.*"])
-    assert set(sync(pair)) == {"public.other"}
+    assert {table: row["status"] for table, row in sync(pair).items()} == {
+        "public.other": "success",
+        "public.t": "skipped",
+    }
     assert read_target(pair) == before
 
 

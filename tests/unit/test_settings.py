@@ -110,6 +110,28 @@ def test_a_file_that_was_named_must_exist(tmp_path: Path, monkeypatch: pytest.Mo
     assert "REPLICATOR_CONFIG names it" in fail_to_load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"REPLICATOR_TARGET__DSN postgresql://u:{SECRET}@h/d",
+        f"REPLICATOR_TARGET__DSN: postgresql://u:{SECRET}@h/d",
+        f"REPLICATOR_TARGET__DSN:postgresql://u:{SECRET}@h/d",
+        f"REPLICATOR_TARGET:postgresql://u:{SECRET}@h/d?sslmode=require",
+        f"REPLICATOR_TARGET__DSN='postgresql://u:{SECRET}@h/d",
+        "REPLICATOR_TARGET__DSN",
+        f"export REPLICATOR_TARGET__DSN {SECRET}",
+        f"OTHER {SECRET}",
+    ],
+)
+def test_a_line_of_dotenv_that_says_nothing_is_named_by_its_number_alone(tmp_path: Path, line: str) -> None:
+    """Passed over, it would leave the embedded target in the place of the one that was meant."""
+    write_config(tmp_path, f"# a comment\nREPLICATOR_PIPELINE=p\n\n{line}\nBARE\n", name=".env")
+    with pytest.raises(ConfigError, match=r"line 4 of .*\.env") as caught:
+        load_settings(cwd=tmp_path)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in str(caught.value.mend)
+
+
 def test_lists_and_tables_in_the_environment_are_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = [{"name": "public.t", "key": ["id"], "mask": {"email": "hash"}, "watermark_slack": "2m"}]
     monkeypatch.setenv("REPLICATOR_TABLES", json.dumps(tables))

@@ -45,6 +45,7 @@ def make_relation(
         for number, (name, oid) in enumerate(columns.items(), 1)
     ]
     return Relation(
+        database=1,
         oid=1,
         schema="public",
         name="t",
