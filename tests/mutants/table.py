@@ -48,6 +48,8 @@ MUTANTS = (
                 """\
                 current.audit()
                 current.finish()
+                if also is not None:
+                    also(session, current.incoming)
 """,
                 """\
                 current.audit()
@@ -151,7 +153,9 @@ MUTANTS = (
     facts = SnapshotFacts(
 """,
             ),
-            Change("replicator/capture/pull.py", "\n_BEGIN = ", "\nfrom pathlib import Path\nSEEN = []\n_BEGIN = "),
+            Change(
+                "replicator/capture/pull.py", "\nBEGIN_READ = ", "\nfrom pathlib import Path\nSEEN = []\nBEGIN_READ = "
+            ),
             Change(
                 "replicator/capture/pull.py",
                 'sql.SQL("age(xmin) BETWEEN 0 AND age({}::xid)").format(sql.Literal(str(wrap_xid(reading.since_xid))))',
@@ -259,7 +263,11 @@ MUTANTS = (
                 "BEGIN ISOLATION LEVEL REPEATABLE READ",
                 "BEGIN ISOLATION LEVEL READ COMMITTED",
             ),
-            Change("replicator/capture/pull.py", 'sql.SQL("SET TRANSACTION SNAPSHOT {}")', 'sql.SQL("SELECT {}")'),
+            Change(
+                "replicator/capture/pull.py",
+                'self.connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}")',
+                'self.connection.execute(sql.SQL("SELECT {}")',
+            ),
         ),
     ),
     Mutant(
