@@ -12,6 +12,9 @@ WRAPAROUND = "tests/integration/test_hazard_wraparound.py::"
 VALUES = "tests/integration/test_hazard_values.py::"
 NAMES = "tests/integration/test_hazard_names.py::"
 FAULTS = "tests/chaos/test_faults.py::"
+LISTEN = "tests/integration/test_listen.py::"
+STREAM = "tests/integration/test_hazard_stream.py::"
+STREAM_FAULTS = "tests/chaos/test_hazard_stream_faults.py::"
 
 MUTANTS = (
     Mutant(
@@ -405,5 +408,108 @@ MUTANTS = (
         "a run does not ask whether a younger one took its table over",
         (FAULTS + "test_a_stale_worker_with_a_live_connection_is_fenced_off[18-18]",),
         (Change("sql/queries/control.sql", "and epoch = :'epoch' for update;", "for update;"),),
+    ),
+    Mutant(
+        "B1",
+        "changes are confirmed when they have arrived",
+        (LISTEN + "test_a_refused_row_stops_the_stream_and_leaves_the_position[18-18]",),
+        (
+            Change(
+                "replicator/stream.py",
+                """\
+        self.is_free = False
+        self._queue.put(changes)
+""",
+                """\
+        self.is_free = False
+        if changes.position is not None:
+            self._sender.confirm(changes.position)
+        self._queue.put(changes)
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B2",
+        "a keepalive's position is confirmed with work in hand",
+        (LISTEN + "test_a_refused_row_stops_the_stream_and_leaves_the_position[18-18]",),
+        (
+            Change(
+                "replicator/stream.py",
+                """\
+                self._keepalive = item
+""",
+                """\
+                self._keepalive = item
+                self.sender.confirm(item.wal_end)
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "B3",
+        "an idle stream never moves on",
+        (STREAM + "test_an_idle_table_beside_a_busy_one_does_not_hold_the_wal[18-18-1h]",),
+        (
+            Change(
+                "replicator/stream.py",
+                "is_news = keepalive.wal_end > self.loading.position or bool(self.collector.stale)",
+                "is_news = bool(self.collector.stale)",
+            ),
+        ),
+    ),
+    Mutant(
+        "B5",
+        "a commit that a table's copy has already is taken again",
+        (LISTEN + "test_a_table_added_to_the_configuration_joins[18-18]",),
+        (
+            Change(
+                "replicator/capture/collector.py",
+                "if intake is None or self._skips or begin.final_lsn < self._since[intake.layout.table]:",
+                "if intake is None or self._skips:",
+            ),
+        ),
+    ),
+    Mutant(
+        "B16",
+        "a value that was not sent is taken for NULL",
+        (LISTEN + "test_what_an_update_left_unsent_is_kept[18-18]",),
+        (Change("replicator/capture/pgoutput.py", "cells.append(UNCHANGED)", "cells.append(None)"),),
+    ),
+    Mutant(
+        "B17",
+        "the old key stays after a row changed it",
+        (LISTEN + "test_changes_of_one_key_fold_to_the_last[18-18]",),
+        (Change("replicator/fold.py", "self.rows[old_key] = GONE", "pass"),),
+    ),
+    Mutant(
+        "B18",
+        "a TRUNCATE takes nothing with it that came before it in its batch",
+        (LISTEN + "test_a_truncate_stands_in_its_place[18-18]",),
+        (Change("replicator/fold.py", "self.rows.clear()", "pass"),),
+    ),
+    Mutant(
+        "B22",
+        "a gap is pulled from the next transaction id on, not from the oldest that was open",
+        (STREAM_FAULTS + "test_a_transaction_prepared_before_a_gap_is_found_after_it[18-18]",),
+        (
+            Change(
+                "sql/queries/replication.sql",
+                "pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text as xid;",
+                "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text as xid;",
+            ),
+        ),
+    ),
+    Mutant(
+        "B25",
+        "a row is read again in a snapshot that may not see the change that asked for it",
+        (STREAM_FAULTS + "test_rows_that_are_read_again_are_never_older_than_their_change[18-18-standby]",),
+        (
+            Change(
+                "replicator/capture/lookup.py",
+                "return not any(xid in running or _distance(xid, next_xid) >= 0 for xid in self.xids)",
+                "return True",
+            ),
+        ),
     ),
 )
