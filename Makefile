@@ -1,7 +1,7 @@
 # Needs make and Python 3.11 or later; uses uv where it is on the PATH, venv and pip otherwise.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all mutants bench install lock clean
+.PHONY: help demo check test test-failed test-all mutants bench install lock clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -11,6 +11,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo      two servers, a full load, an incremental pull, a proof of equality (two minutes at most)"
 	@echo "make test      every test on PostgreSQL 18, what depends on the version on 15 and 16 too"
+	@echo "make test-failed  what failed in the last run, once more and alone"
 	@echo "make check     ruff, import-linter, mypy, unit tests: seconds, no server"
 	@echo "make test-all  every test on every crossing of 15, 16 and 18"
 	@echo "make mutants   plants known bugs one at a time: a test must catch each (ONLY=B12 for one; ten minutes)"
@@ -29,6 +30,9 @@ check: .venv/dev.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-failed: .venv/dev.stamp
+	$(BIN)/python -m pytest -m "not slow" --last-failed --last-failed-no-failures none
 
 test-all: .venv/dev.stamp
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --matrix
