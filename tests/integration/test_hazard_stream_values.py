@@ -356,20 +356,6 @@ def test_a_character_that_the_target_cannot_hold_stops_the_stream_and_nothing_is
     follow(pair, ["public.t"])
 
 
-@pytest.mark.xfail(strict=True, reason="the stream meets the refused version again, though a later one has replaced it")
-@pytest.mark.hazard("V4")
-def test_a_row_that_was_mended_in_the_source_lets_the_stream_go_on(make_pair: MakePair) -> None:
-    pair = make_pair(listens=True, target_encoding="LATIN1")
-    pair.source.execute("create table t (id int primary key, v text)")
-    pair.publish()
-    pair.write_config(tables=["public.t"])
-    catch_up(pair)
-    pair.source.execute("insert into t values (2, 'こ')")
-    catch_up(pair, check=1)
-    pair.source.execute("update t set v = 'o' where id = 2")
-    follow(pair, ["public.t"])
-
-
 @pytest.mark.hazard("V5")
 @pytest.mark.parametrize("identity", IDENTITIES)
 def test_an_empty_string_and_null_stay_apart_in_the_stream(streamed: Pair, identity: str) -> None:
