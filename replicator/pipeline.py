@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from replicator.apply.control import Control, fenced
+from replicator.apply.control import Control, fenced, list_landed
 from replicator.apply.target import list_unwritable
 from replicator.db import connect, translate, translated
 from replicator.errors import (
@@ -175,7 +175,7 @@ class _Pipeline:
 
     def _record_vanished(self, control: Control, inventory: Inventory, triggered_by: str) -> None:
         """Leave one `skipped` row for each table that the source has no longer: `health` finds it there."""
-        gone = find_vanished(self.run.settings, inventory, control.read_records())
+        gone = find_vanished(self.run.settings, inventory, list_landed(control.read_records()))
         last = control.read_last_batches() if gone else {}
         new = [table for table in gone if last.get(table, {}).get("status") != "skipped"]
         ids = control.start_batches(self.run.execution_id, new, path="sync", triggered_by=triggered_by) if new else {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from psycopg import sql
 
-from replicator.apply.control import Control, TableRecord
+from replicator.apply.control import Control, TableRecord, list_landed
 from replicator.apply.evolve import Evolution
 from replicator.apply.job import Job
 from replicator.apply.target import check_apart, fit_reading, plan_job_enums, plan_target, write_enum_ddl
@@ -89,7 +89,7 @@ def make_plan(settings: Settings, access: Access, source: Connection, target: Co
         inventory = take_inventory(source, settings)
     tables = [planner.plan_table(chosen) for chosen in planner.look_at(inventory.tables)]
     tables += [TablePlan(table, error=error) for table, error in sorted(inventory.missing.items())]
-    gone = find_vanished(settings, inventory, planner.records)
+    gone = find_vanished(settings, inventory, list_landed(planner.records))
     return Plan(tuple(tables), planner.facts, planner.observations[0], inventory.idle_patterns, tuple(gone))
 
 

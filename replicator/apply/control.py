@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -307,6 +307,11 @@ def _write_columns(columns: Sequence[Recorded]) -> str:
 
 def _number(migration: Path) -> int:
     return int(migration.name[:4])
+
+
+def list_landed(records: Mapping[str, TableRecord]) -> list[str]:
+    """Return the tables that have been synced at least once; of the others only a refused try is known."""
+    return [table for table, record in records.items() if record.state.snapshot_at is not None]
 
 
 def lock_key(schema: str, pipeline: str, name: str) -> str:

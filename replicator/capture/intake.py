@@ -83,6 +83,8 @@ class Intake:
         self._check_width(message.new)
         cells = self._cells(message.new)
         if isinstance(fold, MultisetFold):
+            if type(message) is PartialInsert:
+                raise _moved_unsent(self.layout.table)
             fold.insert(cells)
         elif self.reads_again or type(message) is PartialInsert:
             fold.lose(self.key_of(cells))
@@ -176,6 +178,16 @@ def identity_lost(table: str) -> OperatorError:
         why="its replica identity is not FULL any more",
         mend=f"alter table {table} replica identity full; then `replicator listen`",
         id="identity_missing",
+        table=table,
+    )
+
+
+def _moved_unsent(table: str) -> OperatorError:
+    return OperatorError(
+        f"a row of {table} moved to another partition, and a large value of it was not sent",
+        why="without a key nobody can tell which row it was",
+        mend="replicator slot drop --yes, then replicator listen; or give the table a key",
+        id="row_not_whole",
         table=table,
     )
 

@@ -107,7 +107,7 @@ class Update(NamedTuple):
 
 
 class PartialInsert(Insert):
-    """An insert of which some cells are UNCHANGED; PostgreSQL is not known to send any."""
+    """An insert of which some cells are UNCHANGED: a row that moved to another partition."""
 
     __slots__ = ()
 

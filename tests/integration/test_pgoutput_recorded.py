@@ -18,6 +18,7 @@ from replicator.capture.pgoutput import (
     LogicalMessage,
     Message,
     Origin,
+    PartialInsert,
     PartialUpdate,
     Relation,
     Truncate,
@@ -192,7 +193,8 @@ def test_every_message_of_a_server_is_decoded_to_its_last_byte(recording: Record
         assert encode(decode(message)) == message
     kinds = {type(message) for message in recording.messages}
     assert kinds == {
-        Begin, Commit, Origin, Relation, Type, Insert, Update, PartialUpdate, Delete, Truncate, LogicalMessage
+        Begin, Commit, Origin, Relation, Type, Insert, PartialInsert, Update, PartialUpdate, Delete, Truncate,
+        LogicalMessage,
     }  # fmt: skip
 
 
