@@ -40,11 +40,11 @@ from replicator.capture.source_state import (
     check_slot,
     check_source,
     drop_slot,
+    read_end_of_wal,
     read_slot,
     read_timeline,
 )
 from replicator.capture.walsender import NewSlot, WalSender
-from replicator.catalog import format_types
 from replicator.db import Connection, closing, connect, translated
 from replicator.errors import (
     ConfigError,
@@ -62,13 +62,12 @@ from replicator.position import Lsn
 from replicator.preparation import choose_digest, open_access, prepare_jobs
 from replicator.reading import SnapshotFacts
 from replicator.relation import KIND_NAMES, PARTITIONED, TABLE
-from replicator.rules import TEXT_OID
 from replicator.run import Run
 from replicator.settings import Settings
 from replicator.slot_copy import SlotRound, copy_in_slot
-from replicator.stream import LoadingThread, Stream, Until, Watch, read_target_lsn
+from replicator.stream import LoadingThread, Stream, Until, Watch
 from replicator.stream_definition import define
-from replicator.stream_table import VERSION, StreamedTable, make_streamed
+from replicator.stream_table import VERSION, StreamedTable, make_streamed, spell_key
 
 COPY_SUFFIX = "_copy"
 _REPAIR = "replicator listen --repair-gap"
@@ -193,7 +192,7 @@ class _Session:
         with translated("source"):
             self.version = check_source(self.watcher)
             if self.listener.until_caught_up and self.listener.until.lsn is None:
-                self.listener.until.lsn = read_target_lsn(self.watcher)
+                self.listener.until.lsn = read_end_of_wal(self.watcher)
         chosen = self._choose_tables()
         if self.stop.is_set():
             return Outcome.DONE
@@ -637,7 +636,9 @@ class _Session:
         )
         for name, table in self.tables.items():
             loader.introduce(table.job, VERSION)
-            lookup.introduce(name, VERSION, table.job.mapping, table.shape, self._spell_key(table))
+            with translated("source"):
+                spellings = spell_key(self.watcher, table.job)
+            lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings)
         return loader
 
     def _streams_binary(self) -> bool:
@@ -652,13 +653,6 @@ class _Session:
             and table.job.settings.on_row_error != "quarantine"
             for table in self.tables.values()
         )
-
-    def _spell_key(self, table: StreamedTable) -> list[str]:
-        """Return the source's types of the key's expressions."""
-        outputs = table.job.mapping.key_outputs
-        oids = [TEXT_OID if table.job.settings.mask.get(o.source.name) else o.source.type_oid for o in outputs]
-        with translated("source"):
-            return format_types(self.watcher, [(oid, -1) for oid in oids])
 
     def _index_members(self) -> dict[int, str]:
         """Return the table of every relation that the stream may speak of."""

@@ -15,7 +15,6 @@ from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import describe_target, plan_target, take_replica_role
 from replicator.batch import Figures
 from replicator.capture.lookup import Delivered, Lookup, read_open_xids
-from replicator.catalog import format_types
 from replicator.changes import Segment
 from replicator.db import Connection, closing, connect, translated
 from replicator.digest import Digest
@@ -23,11 +22,10 @@ from replicator.errors import OperatorError, ReplicatorError
 from replicator.fold import UNKNOWN, KeyedFold
 from replicator.inventory import take_inventory
 from replicator.preparation import open_access, prepare_jobs
-from replicator.rules import TEXT_OID
 from replicator.settings import Settings
+from replicator.stream_table import VERSION, spell_key
 
 Row = dict[str, Any]
-VERSION = 1
 
 
 @dataclass
@@ -114,11 +112,7 @@ class _Retry:
             records = self.control.read_records()
         with translated("source", table):
             job = prepare_jobs(self.source, [chosen], records, mask_key=self.access.mask_key)[table]
-            oids = [
-                TEXT_OID if job.settings.mask.get(output.source.name) else output.source.type_oid
-                for output in job.mapping.key_outputs
-            ]
-            spellings = format_types(self.source, [(oid, -1) for oid in oids])
+            spellings = spell_key(self.source, job)
         with translated("target", table):
             evolution, existing, types = plan_target(self.target, job)
             if existing is None or evolution.before:

@@ -23,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from replicator.apply.stream_load import Landed, StreamLoader
 from replicator.capture.collector import Collector
 from replicator.capture.envelope import Keepalive
-from replicator.capture.source_state import Pair, SlotFacts, read_end_of_wal, read_pair, read_slot, send_heartbeat
+from replicator.capture.source_state import Pair, SlotFacts, read_pair, read_slot, send_heartbeat
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes
 from replicator.db import Connection
@@ -251,8 +251,3 @@ class Stream:
             assert changes.position is not None
             self._seal(changes, changes.position)
             self.loading.submit(changes)
-
-
-def read_target_lsn(connection: Connection) -> Lsn:
-    """Return the end of the WAL: what `--until-caught-up` waits for."""
-    return read_end_of_wal(connection)

@@ -10,12 +10,13 @@ from replicator.apply.target import describe_target, plan_target
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
 from replicator.capture.pgoutput import Relation as RelationMessage
+from replicator.catalog import format_types
 from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError
 from replicator.inventory import Chosen
 from replicator.relation import PARTITIONED
-from replicator.rules import compile_cell_rule, expression_masks, needs_source
+from replicator.rules import TEXT_OID, compile_cell_rule, expression_masks, needs_source
 
 _GENERATED_SINCE = 180000
 VERSION = 1
@@ -120,6 +121,13 @@ def _check_rereads(job: Job, layout: Layout, expected: Collection[str]) -> None:
         id="key_missing",
         table=job.table,
     )
+
+
+def spell_key(source: Connection, job: Job) -> list[str]:
+    """Return the source's types of the key's expressions, in key order."""
+    outputs = job.mapping.key_outputs
+    oids = [TEXT_OID if job.settings.mask.get(o.source.name) else o.source.type_oid for o in outputs]
+    return format_types(source, [(oid, -1) for oid in oids])
 
 
 def _check_key(job: Job) -> None:

@@ -146,7 +146,6 @@ def test_rules_hold_for_the_stream_as_for_the_sync(streamed: Pair) -> None:
         "name": "public.t", "exclude": ["phone"], "rename": {"note": "remark"}, "nan_to_null": True,
         "null_values": ["NaT"], "mask": {"name": "hash"},
     }  # fmt: skip
-    (streamed.dir / "where").mkdir()
     for extra in ({}, {"where": "account = 1", "mask": {"name": "hash", "score": "score * 2"}}):
         streamed.write_config(tables=[rules | extra], privacy={"mask_key_file": str(streamed.dir / "mask.key")})
         catch_up(streamed)
