@@ -222,6 +222,17 @@ class Control:
             **figures.counts(),
         )
 
+    def finish_repair(self, batch_id: int, started_at: datetime, figures: Figures, *, load_type: str) -> None:
+        """Write what a repair beside the listener has done so far, inside the transaction of its data."""
+        self._execute(
+            "finish_repair",
+            batch_id=batch_id,
+            started_at=started_at,
+            load_type=load_type,
+            phases=json.dumps(figures.phases),
+            **figures.counts(),
+        )
+
     def save_proof(self, table: str, slots: Sequence[int], proved_at: datetime) -> None:
         """Note when slots of a table's keys were proved equal, by the source's clock at the snapshot."""
         if slots:

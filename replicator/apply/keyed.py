@@ -193,13 +193,20 @@ class KeyedLoad(TableLoad):
         self.figures.rows_missed_before += self._mend(self.reading.slots)
         self.proved = self.reading.slots
 
+    def _compare(self) -> Comparison:
+        return Comparison(
+            self.session.connection,
+            self.target,
+            self.shape,
+            f"replicator_audit_{self.job.batch_id}",
+            find_heap_bytes(self.relation),
+            Pace(),
+        )
+
     def _mend(self, slots: Sequence[int]) -> int:
         """Compare the rows of these slots of keys by hashes and write those that differ; return how many did."""
-        source = self.incoming.source
-        staging = f"replicator_audit_{self.job.batch_id}"
-        comparison = Comparison(
-            self.session.connection, self.target, self.shape, staging, find_heap_bytes(self.relation), Pace()
-        )
+        source, comparison = self.incoming.source, self._compare()
+        staging = comparison.staging
         with self.figures.phase("audit"):
             compared = comparison.compare(source, slots)
             if not compared.buckets:

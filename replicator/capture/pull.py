@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import sql
@@ -243,10 +243,16 @@ class Reader:
         self.connection.close()
 
 
+class HasConnection(Protocol):
+    """Whoever has a session on the source that is inside its snapshot."""
+
+    connection: Connection
+
+
 class TableReader:
     """One table as a reader sees it: the `TableSource` of a pull."""
 
-    def __init__(self, reader: Reader, mapping: Mapping, reading: Reading, table: str) -> None:
+    def __init__(self, reader: HasConnection, mapping: Mapping, reading: Reading, table: str) -> None:
         self.reader, self.mapping, self.reading, self.table = reader, mapping, reading, table
 
     def _outputs(self, shape: Shape) -> list[Output]:

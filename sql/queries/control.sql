@@ -112,6 +112,17 @@ update :"control".etl_control set
     error_code = null, error_message = null, error_traceback = null
 where batch_id = :'batch_id';
 
+-- name: finish_repair
+-- In the transaction of the data, once for each part of it.
+update :"control".etl_control set
+    status = 'success', completed_at = clock_timestamp(), started_at = :'started_at',
+    duration_seconds = extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
+    load_type = :'load_type', strategy = 'stream', guarantee = 'exact',
+    rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
+    rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
+    bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb
+where batch_id = :'batch_id';
+
 -- name: fail_batch
 -- In a transaction of its own. A batch that landed stays landed.
 update :"control".etl_control set
