@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         stack = contextlib.ExitStack()
         config.add_cleanup(stack.close)
-        os.environ[WORKSPACE] = str(stack.enter_context(open_workspace()).path)
+        os.environ[WORKSPACE] = str(stack.enter_context(open_workspace(in_memory=True)).path)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
