@@ -320,7 +320,7 @@ class Server(ABC):
     ) -> str:
         """Create a database and return its name; an encoding other than UTF8 comes with the locale C."""
         name = name or self.invent_name("db")
-        parts = [sql.SQL("create database {}").format(sql.Identifier(name))]
+        parts: list[sql.Composable] = [sql.SQL("create database {}").format(sql.Identifier(name))]
         if owner:
             parts.append(sql.SQL("owner {}").format(sql.Identifier(owner)))
         if encoding != "UTF8":
