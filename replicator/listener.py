@@ -684,6 +684,8 @@ class _Session:
         for table, figures in landed.figures.items():
             self.listener.result.rows[table] = self.listener.result.rows.get(table, 0) + figures.rows_extracted
             self.log.debug("batch_loaded", table=table, path="listen", lsn=str(landed.position), **figures.counts())
+        for table, rows in landed.corrected.items():
+            self.log.warning("refused_rows_corrected", table=table, path="listen", rows=rows)
         self.listener.result.transactions += landed.transactions
         self.listener.patience.renew()
         if landed.figures:
