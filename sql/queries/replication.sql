@@ -107,7 +107,9 @@ select pg_catalog.clock_timestamp() as clock,
 
 -- name: open_transactions
 -- Which transactions this transaction's snapshot does not see: those in the list, and all from next_xid on.
+-- unassigned_xid: 32 bits of the first that nobody has yet; age() counts back from it.
 select pg_catalog.pg_snapshot_xmax(s.snapshot)::text as next_xid,
+       ((3 + pg_catalog.age('3'::xid)::bigint) & 4294967295) as unassigned_xid,
        array(select x::text from pg_catalog.pg_snapshot_xip(s.snapshot) as x) as open_xids
 from (select pg_catalog.pg_current_snapshot() as snapshot) as s;
 

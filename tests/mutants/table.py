@@ -16,7 +16,21 @@ LISTEN = "tests/integration/test_listen.py::"
 STREAM = "tests/integration/test_hazard_stream.py::"
 STREAM_FAULTS = "tests/chaos/test_hazard_stream_faults.py::"
 
+VERIFY_STREAMED = "tests/integration/test_verify_streamed.py::"
+
 MUTANTS = (
+    Mutant(
+        "B24",
+        "a row is looked at again in a snapshot that may miss what the target holds",
+        (VERIFY_STREAMED + "test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference[18-18]",),
+        (
+            Change(
+                "replicator/stream_verify.py",
+                "fresh.begin(self.job.mapping, read_open_xids(watcher), _OPEN_LIMIT_S)",
+                "fresh.begin(self.job.mapping, [], _OPEN_LIMIT_S)",
+            ),
+        ),
+    ),
     Mutant(
         "B4",
         "the position is saved ahead of the data, in a transaction of its own",
