@@ -497,6 +497,12 @@ MUTANTS = (
         (Change("replicator/fold.py", "self.rows[old_key] = GONE", "pass"),),
     ),
     Mutant(
+        "B17",
+        "of a row that is read again by its key, the key that it left is forgotten",
+        ("tests/integration/test_both_paths.py::test_both_paths_end_where_the_source_is[18-18]",),
+        (Change("replicator/capture/intake.py", "            fold.lose(old_key)\n", ""),),
+    ),
+    Mutant(
         "B18",
         "a TRUNCATE takes nothing with it that came before it in its batch",
         (LISTEN + "test_a_truncate_stands_in_its_place[18-18]",),
