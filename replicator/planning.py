@@ -13,7 +13,15 @@ from psycopg import sql
 from replicator.apply.control import Control, TableRecord, list_landed
 from replicator.apply.evolve import Evolution
 from replicator.apply.job import Job
-from replicator.apply.target import check_apart, fit_reading, plan_job_enums, plan_target, write_enum_ddl
+from replicator.apply.sequence import Fed, find_sequences, list_left
+from replicator.apply.target import (
+    check_apart,
+    fit_reading,
+    plan_job_enums,
+    plan_target,
+    spell_columns,
+    write_enum_ddl,
+)
 from replicator.apply.types import EnumChange, Resolved
 from replicator.capture.pull import Access, is_standby, observe, since_mark, since_xid, take_snapshot
 from replicator.catalog import find_relations, read_relations
@@ -46,7 +54,10 @@ class Estimate:
 
 @dataclass
 class TablePlan:
-    """What would happen to one table, as far as it could be found out; error: what would stop it."""
+    """What would happen to one table, as far as it could be found out; error: what would stop it.
+
+    left_sequences: those that `sync_sequences` cannot move.
+    """
 
     table: str
     chosen: Chosen | None = None
@@ -56,6 +67,7 @@ class TablePlan:
     existing: Relation | None = None
     types: dict[str, Resolved] = field(default_factory=dict)
     ddl: tuple[str, ...] = ()
+    left_sequences: tuple[Fed, ...] = ()
     estimate: Estimate | None = None
     error: ReplicatorError | None = None
 
@@ -174,6 +186,14 @@ class _Planner:
         gap = self.rights.find_table_gap(job.table, job.target, evolution, plan.existing, enums)
         if gap is not None:
             raise gap
+        if plan.existing is not None and job.settings.sync_sequences:
+            plan.left_sequences = tuple(list_left(self._find_sequences(job, plan.existing)))
+
+    def _find_sequences(self, job: Job, existing: Relation) -> list[Fed]:
+        names = {output.name for output in job.mapping.outputs}
+        spellings = spell_columns(self.target, existing)
+        copied = {name: spelling for name, spelling in spellings.items() if name in names}
+        return find_sequences(self.target, job.table, existing, copied)
 
     def _write_ddl(self, enums: Sequence[EnumChange], evolution: Evolution) -> tuple[str, ...]:
         """Return the DDL as text; what an earlier table has said already (a schema, an enum) is not said again."""

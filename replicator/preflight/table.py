@@ -61,6 +61,7 @@ def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:
         yield from _check_view(job)
     yield from _check_watermark(job, on_standby=on_standby)
     yield from _check_types(plan, job)
+    yield from _check_sequences(plan)
     if plan.existing is not None and plan.existing.row_security:
         yield Finding(
             "row_security",
@@ -68,6 +69,21 @@ def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:
             "policies of the target hide rows of the table from the role that writes it",
             sql.SQL("alter table {} disable row level security; or alter role ... bypassrls")
             .format(_name(plan.existing))
+            .as_string(),
+            plan.table,
+        )
+
+
+def _check_sequences(plan: TablePlan) -> Iterator[Finding]:
+    """Find sequences of the target that `sync_sequences` leaves where they are."""
+    for fed in plan.left_sequences:
+        yield Finding(
+            "sequence_left",
+            "warn",
+            f"column {fed.column} of the target takes its default from sequence {fed.schema}.{fed.name} by way of an "
+            "expression or a type that does not tell where the sequence has to stand: it is not moved",
+            sql.SQL("after a promotion: select setval({}, ...), by hand")
+            .format(sql.Literal(fed.sequence.as_string()))
             .as_string(),
             plan.table,
         )
