@@ -105,11 +105,17 @@ def init(
 
 
 @app.command()
-def check(config: Config = None, json: Json = False) -> None:
+def check(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also scan the tables for changes that did not move their watermark.")
+    ] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
     """Look for what would stop or slow a sync, with the SQL that mends it; writes nothing."""
     from replicator.cli.check import show_check
 
-    _exit(show_check(config, as_json=json))
+    _exit(show_check(config, deep=deep, as_json=json))
 
 
 @app.command()
