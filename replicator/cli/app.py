@@ -193,6 +193,20 @@ def health(config: Config = None, json: Json = False) -> None:
     _exit(show_health(config, as_json=json))
 
 
+# Negative numbers are keys, not options.
+@app.command(context_settings={"ignore_unknown_options": True})
+def why(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Source table, like public.t.")],
+    key: Annotated[list[str], typer.Argument(metavar="KEY...", help="The values of its key in the source, in order.")],
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Say why the target has of one row what it has: both rows, the rules between them, what the next sync does."""
+    from replicator.cli.why import show_why
+
+    _exit(show_why(config, table, key, as_json=json))
+
+
 @app.command()
 def forget(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="Source table, like public.t.")],
