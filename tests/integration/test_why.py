@@ -135,7 +135,7 @@ def test_types_of_extensions_char_and_composites_are_compared_as_sync_does(pair:
     pair.source.execute(
         "create type pair_ as (a int, b text); create domain code as char(5);"
         f"create table t (id {typed}, c code, p pair_, j json, at_ point, f float8, b bool, primary key (id, c));"
-        "insert into t values ('Ab', 'x', row(null, 'b'), '{\"a\" : 1}', '(1,2)', '-0', true), ('E', 'yy')"
+        "insert into t values ('Ab', 'x', row(null, 'b'), '{\"a\" : 1}', '(1,2)', '-0', true); insert into t values ('E', 'yy')"
     )
     pair.grant()
     pair.write_config(tables=["public.t"])
