@@ -566,6 +566,9 @@ class _Session:
             finally:
                 watch.finish()
                 loading.finish()
+                if loading.error is None:
+                    with suppress(psycopg.Error, ReplicatorError):
+                        loader.move_sequences()
                 sender.confirm(loading.position)
                 sender.stop()
                 self.listener.result.position = loading.position
@@ -636,9 +639,12 @@ class _Session:
         )
         for name, table in self.tables.items():
             loader.introduce(table.job, VERSION)
+            loader.follow_sequences(name, table.sequences)
             with translated("source"):
                 spellings = spell_key(self.watcher, table.job)
             lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings)
+        # What a killed listener had left to its end.
+        loader.move_sequences()
         return loader
 
     def _streams_binary(self) -> bool:
