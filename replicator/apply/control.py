@@ -199,7 +199,6 @@ class Control:
             lsn=str(facts.lsn),
             snapshot_at=facts.clock,
             audited_at=facts.clock if audited else before.audited_at,
-            verified_through=before.verified_through,
             source_oid=source_oid,
             columns=_write_columns(columns),
             enum_labels=json.dumps(enum_labels),
@@ -222,6 +221,22 @@ class Control:
             attempts=attempts,
             **figures.counts(),
         )
+
+    def finish_repair(self, batch_id: int, started_at: datetime, figures: Figures, *, load_type: str) -> None:
+        """Write what a repair beside the listener has done so far, inside the transaction of its data."""
+        self._execute(
+            "finish_repair",
+            batch_id=batch_id,
+            started_at=started_at,
+            load_type=load_type,
+            phases=json.dumps(figures.phases),
+            **figures.counts(),
+        )
+
+    def save_proof(self, table: str, slots: Sequence[int], proved_at: datetime) -> None:
+        """Note when slots of a table's keys were proved equal, by the source's clock at the snapshot."""
+        if slots:
+            self._execute("save_proof", table_name=table, slots=list(slots), proved_at=proved_at)
 
     def fail_batch(
         self,
@@ -354,6 +369,7 @@ def _record(row: Row) -> TableRecord:
             snapshot_at=row["snapshot_at"],
             audited_at=row["audited_at"],
             verified_through=row["verified_through"],
+            proved_at=tuple(row["proved_at"] or ()),
         ),
         source_oid=row["source_oid"],
         columns=tuple(Recorded(*column) for column in row["columns"] or ()),

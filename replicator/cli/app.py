@@ -159,6 +159,56 @@ def listen(
 
 
 @app.command()
+def resync(
+    tables: Tables = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Really do it.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
+    ] = None,
+    triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Read tables whole again and exchange their contents; readers never see an empty moment."""
+    from replicator.cli.resync import run_resync
+
+    _exit(run_resync(config, tables or [], yes=yes, jobs=jobs, triggered_by=triggered_by.value, as_json=json))
+
+
+@app.command()
+def verify(
+    tables: Tables = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend the rows that differ, and only those.")] = False,
+    show_values: Annotated[bool, typer.Option("--show-values", help="Also print what differs in them.")] = False,
+    max_rate: Annotated[
+        float | None,
+        typer.Option("--max-rate", metavar="MB/s", min=0.001, help="Read each side no faster.", show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
+    ] = None,
+    triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Compare source and target row by row; exit 7 when they differ and nothing was repaired."""
+    from replicator.cli.verify import run_verify
+
+    _exit(
+        run_verify(
+            config,
+            tables or [],
+            repair=repair,
+            show_values=show_values,
+            max_rate=max_rate,
+            jobs=jobs,
+            triggered_by=triggered_by.value,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
 def status(config: Config = None, json: Json = False) -> None:
     """Show where every table stands."""
     from replicator.cli.report import show_status

@@ -12,8 +12,8 @@ from typing import Any
 
 from replicator.cli.output import describe_error, print_error, print_json, print_table, shows_progress
 from replicator.cli.session import open_settings, open_target
-from replicator.pipeline import RunResult, sync
-from replicator.run import ProgressHook
+from replicator.pipeline import sync
+from replicator.run import ProgressHook, RunResult
 
 _COLUMNS = ("table", "status", "load", "strategy", "read", "inserted", "updated", "unchanged", "deleted", "seconds")
 
@@ -35,11 +35,12 @@ def run_sync(
                 progress=progress,
                 stop=stop,
             )
-        _print_result(result, as_json=as_json)
+        print_run(result, as_json=as_json)
     return result.exit_code
 
 
-def _print_result(result: RunResult, *, as_json: bool) -> None:
+def print_run(result: RunResult, *, as_json: bool) -> None:
+    """Print what a run did, table by table."""
     if as_json:
         print_json(
             {

@@ -29,6 +29,10 @@ where pipeline = :'pipeline' and epoch = :'epoch';
 -- First statement of every transaction that carries changes; finds no row once a younger listener took over.
 select 1 as mine from :"control".listener where pipeline = :'pipeline' and epoch = :'epoch' for update;
 
+-- name: hold
+-- Whoever has this lock keeps the listener's transactions waiting at their first statement.
+select 1 as held from :"control".listener where pipeline = :'pipeline' for update;
+
 -- name: save_position
 -- In the transaction of the data. repair_xid: null keeps what is there.
 update :"control".listener set
