@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from replicator.cli.session import open_settings, open_target
+from replicator.cli.session import open_run, open_settings
 from replicator.cli.sync import print_run, progress_bar, stop_on_signal
 from replicator.errors import UsageError
 from replicator.resync import resync
@@ -22,7 +22,7 @@ def run_resync(
             why="rows of the target that the source does not have are deleted",
             mend="say --yes; `replicator verify` shows what differs, and writes nothing",
         )
-    with open_target(settings) as conninfo, stop_on_signal() as stop:
+    with open_run(settings) as conninfo, stop_on_signal() as stop:
         with progress_bar() as progress:
             result = resync(
                 settings, conninfo, tables=tables, jobs=jobs, triggered_by=triggered_by, progress=progress, stop=stop

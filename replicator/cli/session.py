@@ -38,6 +38,22 @@ def open_target(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
+def open_run(settings: Settings) -> Iterator[str]:
+    """Yield the target's connection string to a command whose end is told: in the metrics file.
+
+    What it did or raised stays as it is, whatever becomes of the telling.
+    """
+    with open_target(settings) as conninfo:
+        try:
+            yield conninfo
+        finally:
+            if settings.metrics_textfile is not None:
+                from replicator.observe import write_metrics
+
+                write_metrics(settings, conninfo)
+
+
+@contextmanager
 def open_control(settings: Settings) -> Iterator[Control]:
     """Yield the control schema for a command that only reads it."""
     with open_target(settings) as conninfo:

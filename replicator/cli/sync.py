@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from replicator.cli.output import describe_error, print_error, print_json, print_table, shows_progress
-from replicator.cli.session import open_settings, open_target
+from replicator.cli.session import open_run, open_settings
 from replicator.pipeline import sync
 from replicator.run import ProgressHook, RunResult
 
@@ -23,7 +23,7 @@ def run_sync(
 ) -> int:
     """Run the sync and print what it did; return the exit code."""
     settings = open_settings(config)
-    with open_target(settings) as conninfo, stop_on_signal() as stop:
+    with open_run(settings) as conninfo, stop_on_signal() as stop:
         with progress_bar() as progress:
             result = sync(
                 settings,
