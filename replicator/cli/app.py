@@ -238,6 +238,14 @@ def health(config: Config = None, json: Json = False) -> None:
 
 
 @app.command()
+def schedule(config: Config = None, json: Json = False) -> None:
+    """Show the next five runs of `serve`, and where daylight saving bites."""
+    from replicator.cli.schedule import show_schedule
+
+    _exit(show_schedule(config, as_json=json))
+
+
+@app.command()
 def forget(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="Source table, like public.t.")],
     yes: Annotated[bool, typer.Option("--yes", help="Really do it.")] = False,
