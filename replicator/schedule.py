@@ -1,7 +1,7 @@
 """When the nightly sync runs: cron in a time zone, and what the nights do on which the clock is changed. Pure.
 
-cronsim keeps to Debian's cron: a run at a fixed time that the clock jumps over comes right after the jump, and one whose
-time happens twice comes the first time only.
+cronsim keeps to Debian's cron: a run at a fixed time that the clock jumps over comes right after the jump, and one
+whose time happens twice comes the first time only.
 """
 
 from __future__ import annotations

@@ -194,6 +194,7 @@ class StreamControl:
             table_name=table,
             error_code=error.code,
             error_message=error.message,
+            error_mend=error.mend,
             error_traceback=scrub_traceback(error),
         )
 

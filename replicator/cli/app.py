@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
@@ -39,6 +40,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Tables = Annotated[
     list[str] | None, typer.Argument(metavar="TABLE", help="Source tables, like public.t; all by default.")
 ]
+
+ExecutionId = Annotated[UUID | None, typer.Option("--execution-id", hidden=True, help="Its name in the record.")]
 
 
 # What typer raises for the command line has no public name; every kind of it descends from the parent of this one.
@@ -128,13 +131,24 @@ def sync(
         int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
     ] = None,
     triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Bring the target to the source's present state: the nightly job."""
     from replicator.cli.sync import run_sync
 
-    _exit(run_sync(config, tables or [], full=full, jobs=jobs, triggered_by=triggered_by.value, as_json=json))
+    _exit(
+        run_sync(
+            config,
+            tables or [],
+            full=full,
+            jobs=jobs,
+            triggered_by=triggered_by.value,
+            execution_id=execution_id,
+            as_json=json,
+        )
+    )
 
 
 @app.command()
@@ -166,13 +180,24 @@ def resync(
         int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
     ] = None,
     triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Read tables whole again and exchange their contents; readers never see an empty moment."""
     from replicator.cli.resync import run_resync
 
-    _exit(run_resync(config, tables or [], yes=yes, jobs=jobs, triggered_by=triggered_by.value, as_json=json))
+    _exit(
+        run_resync(
+            config,
+            tables or [],
+            yes=yes,
+            jobs=jobs,
+            triggered_by=triggered_by.value,
+            execution_id=execution_id,
+            as_json=json,
+        )
+    )
 
 
 @app.command()
@@ -188,6 +213,7 @@ def verify(
         int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
     ] = None,
     triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -203,6 +229,7 @@ def verify(
             max_rate=max_rate,
             jobs=jobs,
             triggered_by=triggered_by.value,
+            execution_id=execution_id,
             as_json=json,
         )
     )
@@ -235,6 +262,18 @@ def health(config: Config = None, json: Json = False) -> None:
     from replicator.cli.report import show_health
 
     _exit(show_health(config, as_json=json))
+
+
+@app.command()
+def serve(
+    listen: Annotated[bool, typer.Option("--listen", help="Keep the listener running too.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Run the nightly sync at its time, and show and start it in a browser and by a REST API."""
+    from replicator.cli.serve import run_serve
+
+    _exit(run_serve(config, listens=listen, as_json=json))
 
 
 @app.command()

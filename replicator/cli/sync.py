@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,14 @@ _COLUMNS = ("table", "status", "load", "strategy", "read", "inserted", "updated"
 
 
 def run_sync(
-    config: Path | None, tables: Sequence[str], *, full: bool, jobs: int | None, triggered_by: str, as_json: bool
+    config: Path | None,
+    tables: Sequence[str],
+    *,
+    full: bool,
+    jobs: int | None,
+    triggered_by: str,
+    as_json: bool,
+    execution_id: uuid.UUID | None = None,
 ) -> int:
     """Run the sync and print what it did; return the exit code."""
     settings = open_settings(config)
@@ -32,6 +40,7 @@ def run_sync(
                 full=full,
                 jobs=jobs,
                 triggered_by=triggered_by,
+                execution_id=execution_id,
                 progress=progress,
                 stop=stop,
             )

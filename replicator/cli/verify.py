@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 from replicator.cli.output import describe_error, print_error, print_json, print_table
 from replicator.cli.session import open_run, open_settings
@@ -26,6 +27,7 @@ def run_verify(
     jobs: int | None,
     triggered_by: str,
     as_json: bool,
+    execution_id: UUID | None = None,
 ) -> int:
     """Compare the tables and print how they do; return the exit code. max_rate: MB/s of each side's heap."""
     settings = open_settings(config)
@@ -40,6 +42,7 @@ def run_verify(
                 look=look,
                 jobs=jobs,
                 triggered_by=triggered_by,
+                execution_id=execution_id,
                 progress=progress,
                 stop=stop,
             )
