@@ -26,12 +26,12 @@ from replicator.errors import EXIT_DIFFERENT, EXIT_OK, PassingError, ReplicatorE
 from replicator.inventory import Chosen, Inventory, require_tables, take_inventory
 from replicator.judgement import Look, judge, not_synced, still
 from replicator.pipeline import Pipeline, default_jobs
-from replicator.preparation import decide_job, unknown_record
-from replicator.reading import Reading
+from replicator.preparation import decide_job, prepare_jobs, unknown_record
+from replicator.reading import Reading, is_audit_due
 from replicator.round import Round, gave_way
 from replicator.run import ProgressHook, Run, RunResult
 from replicator.settings import Settings
-from replicator.strategy import FULL
+from replicator.strategy import FULL, audits_every_time
 from replicator.stream_verify import StreamedLook, repair_streamed
 from replicator.verdict import Verdict
 
@@ -112,6 +112,47 @@ def _repair(
     if followed:
         done = repair_streamed(run, followed, triggered_by)
         note_repairs(result, followed, done)
+
+
+def audit_streamed(
+    settings: Settings,
+    target_conninfo: str,
+    result: RunResult,
+    *,
+    jobs: int | None = None,
+    triggered_by: str = "manual",
+    stop: threading.Event | None = None,
+) -> None:
+    """Verify, and mend, the tables that a sync left to the listener; the result gets what that adds.
+
+    Those under a million rows every time, larger ones as often as `audit_every` says.
+    """
+    skipped = [row["table_name"] for row in result.rows if row["status"] == "skipped"]
+    if not skipped:
+        return
+    run = Run(settings, target_conninfo, full=False, jobs=1)
+    with run.open_control() as control, closing(run.access.open()) as source:
+        with translated("target"):
+            streamed = read_streamed(control)
+            records = control.read_records()
+        with translated("source"):
+            chosen = [table for table in take_inventory(source, settings).tables if table.table in skipped]
+            known = prepare_jobs(source, chosen, records, mask_key=run.access.mask_key, lenient=True)
+    now = datetime.now(UTC)
+    due = [table for table, job in known.items() if table in streamed and is_verification_due(job, now)]
+    if not due:
+        return
+    found = verify(settings, target_conninfo, tables=due, repair=True, jobs=jobs, triggered_by=triggered_by, stop=stop)
+    result.rows += found.rows
+    result.errors |= found.errors
+
+
+def is_verification_due(job: Job, now: datetime) -> bool:
+    """Say whether a table that the listener keeps is to be verified by a nightly sync."""
+    proved = job.record.state.verified_through
+    if proved is None or audits_every_time(job.mapping.relation):
+        return True
+    return is_audit_due(replace(job.record.state, audited_at=proved), now, job.settings.audit_every)
 
 
 def note_repairs(result: VerifyResult, verdicts: Sequence[Verdict], done: RunResult) -> None:

@@ -44,6 +44,10 @@ def run_sync(
                 progress=progress,
                 stop=stop,
             )
+            if any(row["status"] == "skipped" for row in result.rows):
+                from replicator.verify import audit_streamed
+
+                audit_streamed(settings, conninfo, result, jobs=jobs, triggered_by=triggered_by, stop=stop)
         print_run(result, as_json=as_json)
     return result.exit_code
 

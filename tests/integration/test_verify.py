@@ -138,7 +138,8 @@ def test_verify_of_a_view_a_table_without_key_and_one_with_soft_deletes(pair: Pa
     pair.target.execute(
         "update public.w set v = 'x' where id = 4; insert into public.bag values (1, 'b'), (77, null);"
         "delete from public.bag where ctid in (select min(ctid) from public.bag where a = 5);"
-        "update public.soft set _deleted_at = now() where id = 2; update public.soft set _deleted_at = null where id = 1"
+        "update public.soft set _deleted_at = now() where id = 2;"
+        "update public.soft set _deleted_at = null where id = 1"
     )
     found = {table["table"]: table for table in pair.json("verify", check=7)["tables"]}
     assert found["public.w"]["different"] == [{"key": ["4"], "columns": ["v"]}]

@@ -41,7 +41,7 @@ class Writers:
 
     def _write(self, dice: random.Random) -> None:
         try:
-            with psycopg.connect(self.pair.source_server.dsn(self.pair.source_db), autocommit=True) as connection:
+            with self.pair.source_server.connect(self.pair.source_db) as connection:
                 while not self.stop.is_set():
                     key = dice.randint(1, ROWS)
                     what = dice.random()
@@ -99,7 +99,7 @@ def test_a_repair_beside_the_listener_takes_no_row_back_in_time(streamed: Pair) 
     fallen: list[tuple[int, int, int]] = []
 
     def read() -> None:
-        with psycopg.connect(pair.target_server.dsn(pair.target_db), autocommit=True) as connection:
+        with pair.target_server.connect(pair.target_db) as connection:
             while not stop.is_set():
                 for key, value in connection.execute("select id, v from public.t where v > 0 and big <> 'new'"):
                     if value < seen.get(key, 0):
@@ -140,7 +140,7 @@ def test_resync_beside_the_listener_writes_only_what_differs(streamed: Pair) -> 
 
 
 def test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference(
-    make_pair: MakePair, make_cluster: MakeCluster
+    make_cluster: MakeCluster, make_pair: MakePair
 ) -> None:
     """Such a row is newer in the target than in any snapshot of the source; a repair must not put the old one back."""
     cluster = make_cluster(
@@ -155,3 +155,20 @@ def test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference(
                 assert (found["missing"], found["extra"], found["different"]) == ([], [], []), found
         wait_until_equal(pair, "public.t")
         wait_until(lambda: pair.json("verify")["tables"][0]["equal"], what="equal")
+
+
+def test_a_sync_beside_the_listener_verifies_its_tables_and_mends_them(streamed: Pair) -> None:
+    pair = streamed
+    prepare(pair)
+    pair.run("sync")
+    with listening(pair):
+        wait_until_equal(pair, "public.t")
+        pair.target.execute("delete from public.t where id = 5")
+        rows = pair.json("sync")["tables"]
+        assert [(row["path"], row["status"], row["rows_inserted"]) for row in rows] == [
+            ("sync", "skipped", 0),
+            ("repair", "success", 1),
+        ]
+        pair.assert_equal("public.t")
+        assert [row["path"] for row in pair.json("sync")["tables"]] == ["sync"]
+        assert pair.json("status")["tables"][0]["verified_through"] is not None
