@@ -194,7 +194,7 @@ def _find_failures(sight: Sight) -> Iterable[Incident]:
 def _is_outlived(sight: Sight, verdict: Verdict) -> bool:
     """Say whether a stream that stopped has gone on since: idle tables get no newer row that says so."""
     listener = sight.listener
-    if verdict.path != "listen" or listener is None or not listener.is_running or listener.fresh_at is None:
+    if verdict.path != "listen" or listener is None or listener.fresh_at is None:
         return False
     return listener.fresh_at > verdict.completed_at
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pydantic import SecretStr
 
@@ -54,21 +55,17 @@ class Messenger:
 
 
 def _deliver(url: str, notice: Notice) -> bool:
-    import apprise
+    """Send to one address. A plugin's error may carry the address, so it is not even told."""
+    with suppress(Exception):
+        import apprise
 
-    asset = apprise.AppriseAsset(
-        app_id="replicator", app_desc="replicator", app_url="", async_mode=False, secure_logging=True
-    )
-    sender = apprise.Apprise(asset=asset)
-    if not sender.add(url):
-        return False
-    kind = apprise.NotifyType.SUCCESS if notice.is_good else apprise.NotifyType.FAILURE
-    try:
-        return bool(
+        asset = apprise.AppriseAsset(app_id="replicator", app_desc="replicator", app_url="", async_mode=False)
+        sender = apprise.Apprise(asset=asset)
+        kind = apprise.NotifyType.SUCCESS if notice.is_good else apprise.NotifyType.FAILURE
+        return sender.add(url) and bool(
             sender.notify(body=notice.body, title=notice.title, notify_type=kind, body_format=apprise.NotifyFormat.TEXT)
         )
-    except Exception:  # noqa: BLE001  # a plugin's error may carry the address, so it is not even told
-        return False
+    return False
 
 
 def _scheme(url: str) -> str:
