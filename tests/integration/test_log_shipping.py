@@ -57,10 +57,13 @@ def rsyslog(folder: Path, logs: Path, port: int) -> Iterator[None]:
     program = shutil.which("rsyslogd", path="/usr/sbin:/usr/bin")
     assert program, "rsyslogd is missing: apt-get install rsyslog"
     text = (LOGS / "rsyslog.conf").read_text()
-    for before, after in (
-        ("/var/log/replicator", str(logs)), ('"logs.example.com"', '"127.0.0.1"'), ('port="601"', f'port="{port}"'),
-        ('resumeInterval="5"', 'resumeInterval="1"'),
-    ):  # fmt: skip
+    changes = {
+        "/var/log/replicator": str(logs),
+        'target="logs.example.com"': 'target="127.0.0.1"',
+        'port="601"': f'port="{port}"',
+        'resumeInterval="5"': 'resumeInterval="1"',
+    }
+    for before, after in changes.items():
         assert text.count(before) == 1, before
         text = text.replace(before, after)
     config = folder / "rsyslog.conf"
@@ -91,7 +94,7 @@ def logged(pair: Pair) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_rsyslog_brings_every_line_once_with_its_severity(
+def test_rsyslog_brings_every_line_with_its_severity_however_late_the_receiver(
     pair: Pair, logged: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     port = free_port()
@@ -112,8 +115,11 @@ def test_rsyslog_brings_every_line_once_with_its_severity(
     arrived = [MESSAGE.fullmatch(line) for line in collector.lines]
     assert all(arrived), collector.lines
     told = [match for match in arrived if match is not None]
-    assert [json.loads(match["json"]) for match in told] == logged
-    for match, event in zip(told, logged, strict=True):
+    # After an outage rsyslog sends again what it had in hand: in a table by content, each line is there once.
+    first = {match["json"]: match for match in told}
+    assert [json.loads(line) for line in first] == logged
+    assert len(told) - len(first) <= 1
+    for match, event in zip(first.values(), logged, strict=True):
         assert (match["at"], match["event"]) == (event["timestamp"], event["event"])
         assert int(match["pri"]) == SEVERITY[event["level"]]
     assert {event["level"] for event in logged} >= {"info", "error"}
