@@ -10,33 +10,34 @@ from replicator.apply.stream_control import StreamControl
 from replicator.capture.source_state import SlotFacts, read_slot
 from replicator.db import closing, connect, translated
 from replicator.errors import OperatorError, ReplicatorError
-from replicator.log import get_logger
+from replicator.log import count_dropped, get_logger
 from replicator.metrics import PipelineFigures, SlotFigures, render_metrics, write_textfile
 from replicator.preparation import open_access
 from replicator.settings import Settings
 
 
-def describe_pipeline(settings: Settings, target_conninfo: str, *, logs_dropped: int = 0) -> str:
+def describe_pipeline(settings: Settings, target_conninfo: str) -> str:
     """Return the pipeline's metrics as Prometheus reads them, whether or not target and source answer.
 
     Connects to both; nothing is raised for one that does not answer. Raises OperatorError for a control schema that is
     a newer package's.
     """
-    return render_metrics(read_figures(settings, target_conninfo, logs_dropped=logs_dropped))
+    return render_metrics(read_figures(settings, target_conninfo))
 
 
-def read_figures(settings: Settings, target_conninfo: str, *, logs_dropped: int = 0) -> PipelineFigures:
+def read_figures(settings: Settings, target_conninfo: str) -> PipelineFigures:
     """Return the pipeline's figures; only that the target is down when it is."""
     timeout_s = settings.source.connect_timeout.total_seconds()
-    unknown = PipelineFigures(settings.pipeline, is_target_up=False, logs_dropped=logs_dropped)
+    dropped = count_dropped()
+    unknown = PipelineFigures(settings.pipeline, is_target_up=False, logs_dropped=dropped)
     try:
         with closing(connect(target_conninfo, side="target", timeout_s=timeout_s)) as connection, translated("target"):
             control = Control(connection, settings.target.control_schema, settings.pipeline)
             if not control.exists():
-                return PipelineFigures(settings.pipeline, logs_dropped=logs_dropped)
+                return PipelineFigures(settings.pipeline, logs_dropped=dropped)
             control.migrate()
             operation = Operation(connection, control.schema, control.pipeline)
-            figures = operation.read_figures(read_slot_figures(settings, control), logs_dropped=logs_dropped)
+            figures = operation.read_figures(read_slot_figures(settings, control), logs_dropped=dropped)
     except (ReplicatorError, psycopg.Error) as error:
         if isinstance(error, OperatorError) and error.id == "control_newer":
             raise

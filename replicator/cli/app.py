@@ -31,6 +31,8 @@ quarantine_app = typer.Typer(
     help='Rows that the target refused, where on_row_error = "quarantine".', no_args_is_help=True
 )
 app.add_typer(quarantine_app, name="quarantine")
+alert_app = typer.Typer(help="Alerts to the addresses of [alerts].", no_args_is_help=True)
+app.add_typer(alert_app, name="alert")
 Ids = Annotated[list[int] | None, typer.Argument(metavar="ID", help="Numbers that `list` shows; all by default.")]
 
 Config = Annotated[
@@ -380,6 +382,14 @@ def quarantine_discard(
     from replicator.cli.quarantine import discard
 
     _exit(discard(config, ids or [], yes=yes, as_json=json))
+
+
+@alert_app.command("test")
+def alert_test(config: Config = None, json: Json = False) -> None:
+    """Send a test alert to every address of [alerts]."""
+    from replicator.cli.alert import send_test
+
+    _exit(send_test(config, as_json=json))
 
 
 def _exit(code: int) -> None:

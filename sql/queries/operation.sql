@@ -46,3 +46,30 @@ where pipeline = :'pipeline' and table_name = :'table_name';
 -- Rows in quarantine, by table.
 select table_name, count(*) as rows, min(error_code) as error_code from :"control".quarantine
 where pipeline = :'pipeline' group by table_name;
+
+-- name: verdicts
+-- How each table's newest batch ended; one that still runs, or was left to the listener, says nothing.
+select distinct on (table_name) table_name, path, status, coalesce(error_code, '') as error_code,
+       coalesce(error_message, '') as error_message, completed_at
+from :"control".etl_control
+where pipeline = :'pipeline' and (status in ('success', 'failed') or status = 'skipped' and error_code is not null)
+order by table_name, batch_id desc;
+
+-- name: count_running
+-- Batches that say that they run, outside of the stream.
+select count(*) as batches from :"control".etl_control
+where pipeline = :'pipeline' and status = 'running' and path <> 'listen';
+
+-- name: list_incidents
+select kind, table_name, code, message, seen_at, told_at from :"control".incident where pipeline = :'pipeline';
+
+-- name: save_incident
+-- told_at: null until somebody was told.
+insert into :"control".incident (pipeline, kind, table_name, code, message, seen_at, told_at)
+values (:'pipeline', :'kind', :'table_name', :'code', :'message', :'seen_at', :'told_at')
+on conflict (pipeline, kind, table_name) do update set
+    code = excluded.code, message = excluded.message, told_at = excluded.told_at;
+
+-- name: delete_incident
+delete from :"control".incident
+where pipeline = :'pipeline' and kind = :'kind' and table_name = :'table_name';
