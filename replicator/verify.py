@@ -62,6 +62,7 @@ def verify(
     look: Look | None = None,
     jobs: int | None = None,
     triggered_by: str = "manual",
+    execution_id: UUID | None = None,
     progress: ProgressHook | None = None,
     stop: threading.Event | None = None,
 ) -> VerifyResult:
@@ -72,7 +73,14 @@ def verify(
     stop = stop or threading.Event()
     look = look or Look()
     run = Run(
-        settings, target_conninfo, full=False, jobs=jobs or default_jobs(), progress=progress, stop=stop, path="verify"
+        settings,
+        target_conninfo,
+        full=False,
+        jobs=jobs or default_jobs(),
+        progress=progress,
+        stop=stop,
+        path="verify",
+        execution_id=execution_id,
     )
     with ExitStack() as stack:
         pipeline = VerifyPipeline(run, stack, look)

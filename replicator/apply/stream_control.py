@@ -150,7 +150,11 @@ class StreamControl:
 
     def is_listening(self) -> bool:
         """Say whether a listener of this pipeline is at work, or its end has not been noticed yet."""
-        row = self._execute("lock_is_held", key=lock_key(self.schema, self.pipeline, "listener")).fetchone()
+        return self.is_held("listener")
+
+    def is_held(self, lock: str) -> bool:
+        """Say whether some session holds a lock of this pipeline: `listener`, or `run`."""
+        row = self._execute("lock_is_held", key=lock_key(self.schema, self.pipeline, lock)).fetchone()
         return bool(row and row["held"])
 
     def add_figures(
@@ -194,6 +198,7 @@ class StreamControl:
             table_name=table,
             error_code=error.code,
             error_message=error.message,
+            error_mend=error.mend,
             error_traceback=scrub_traceback(error),
         )
 
