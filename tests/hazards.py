@@ -132,10 +132,8 @@ HAZARDS = {
     "B28": "nothing keeps an old run from writing",
 }
 
-_LISTEN = "needs `listen`"
 
 UNTESTED = {
-    "O3": _LISTEN,
     "B23": "no table is ever renamed; what would show it is in tests/chaos/test_resync.py",
 }
 """Hazards without a test, and why. It shrinks: an id that has its test by now is an error."""

@@ -708,7 +708,7 @@ def test_an_idle_table_beside_a_busy_one_does_not_hold_the_wal(streamed: Pair, h
 
 @pytest.mark.versions
 def test_a_run_that_is_shorter_than_the_interval_of_confirmations_confirms(streamed: Pair) -> None:
-    """S17: what a bounded run says is done is what the slot has confirmed, also when nothing had changed."""
+    """S17, O3: what a bounded run says is done is what the slot has confirmed, also when nothing had changed."""
     begin(
         streamed, "create table t (id int primary key); create table other (id int)", "public.t", publish=("public.t",)
     )
