@@ -94,19 +94,25 @@ def forbid_writing(connection: Connection) -> None:
 
 
 def make_plan(
-    settings: Settings, access: Access, source: Connection, target: Connection, *, deep: bool = False
+    settings: Settings,
+    access: Access,
+    source: Connection,
+    target: Connection,
+    names: Sequence[str] = (),
+    *,
+    deep: bool = False,
 ) -> Plan:
-    """Return the plan of the next sync of every table.
+    """Return the plan of the next sync of every table, or of those named.
 
     source, target: sessions outside any transaction. deep: look at every row version, however many there are. Raises
     our errors when not even a list of tables can be made.
     """
     planner = _Planner(settings, access, source, target, deep=deep)
     with translated("source"):
-        inventory = take_inventory(source, settings)
+        inventory = take_inventory(source, settings, names)
     tables = [planner.plan_table(chosen) for chosen in planner.look_at(inventory.tables)]
     tables += [TablePlan(table, error=error) for table, error in sorted(inventory.missing.items())]
-    gone = find_vanished(settings, inventory, list_landed(planner.records))
+    gone = [] if names else find_vanished(settings, inventory, list_landed(planner.records))
     return Plan(tuple(tables), planner.facts, planner.observations[0], inventory.idle_patterns, tuple(gone))
 
 

@@ -45,6 +45,7 @@ class TableLoad(ABC):
         self.filled_directly = False
         self.staged = 0
         self.has_staging = False
+        self.proved: Sequence[int] = ()
         self.audited = self.reading.load_type == FULL or self.reading.audit
         self.sequences: list[Fed] = []
 
@@ -103,10 +104,14 @@ class TableLoad(ABC):
             self._clear()
         is_empty = self.evolution.creates or not self._has_rows()
         # COPY has no way to say "no columns" to a table that has some of its own.
-        if self.reading.load_type == FULL and is_empty and self.target.columns:
+        if self.reading.load_type == FULL and is_empty and self.target.columns and self._may_fill_directly:
             self._fill_directly()
         else:
             self._stage_changes()
+
+    @property
+    def _may_fill_directly(self) -> bool:
+        return True
 
     @abstractmethod
     def _stage_changes(self) -> None:
@@ -248,6 +253,7 @@ class TableLoad(ABC):
             started_at=self.started_at,
             attempts=self.attempts,
         )
+        self.session.control.save_proof(self.job.table, self.proved, self.incoming.facts.clock)
 
 
 def key_not_unique(job: Job, sqlstate: str | None = None) -> DataRefused:

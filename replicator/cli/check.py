@@ -25,6 +25,7 @@ from replicator.preflight.server import (
     grant_replica_role,
     read_server_facts,
 )
+from replicator.preflight.stream import check_stream
 from replicator.preflight.table import check_foreign_keys, check_plan
 from replicator.preparation import choose_digest, open_access
 from replicator.rights import TargetRights
@@ -117,6 +118,7 @@ class _Check:
         if strict is not None:
             with translated("target"):
                 self.findings += check_foreign_keys(target, plan.tables, grant_replica_role(strict))
+        self.findings += check_stream(self.settings, source, target, plan)
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
