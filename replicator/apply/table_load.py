@@ -104,10 +104,14 @@ class TableLoad(ABC):
             self._clear()
         is_empty = self.evolution.creates or not self._has_rows()
         # COPY has no way to say "no columns" to a table that has some of its own.
-        if self.reading.load_type == FULL and is_empty and self.target.columns:
+        if self.reading.load_type == FULL and is_empty and self.target.columns and self._may_fill_directly:
             self._fill_directly()
         else:
             self._stage_changes()
+
+    @property
+    def _may_fill_directly(self) -> bool:
+        return True
 
     @abstractmethod
     def _stage_changes(self) -> None:
