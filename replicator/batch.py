@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -53,8 +53,23 @@ class TableSource(Protocol):
     def sum_rows(self, shape: Shape, *, by_row: bool) -> Totals:
         """Return the totals of the whole table."""
 
-    def sum_buckets(self, shape: Shape, buckets: int, *, by_row: bool) -> dict[int, Totals]:
-        """Return the totals of each bucket of keys that holds a row."""
+    @property
+    def heap_bytes(self) -> int | None:
+        """Return how large the table is on disk; None where its rows have no place in a heap."""
+
+    def sum_buckets(
+        self,
+        shape: Shape,
+        buckets: int,
+        *,
+        by_row: bool,
+        slots: Collection[int] | None = None,
+        pages: tuple[int, int | None] | None = None,
+    ) -> dict[int, Totals]:
+        """Return the totals of each bucket of keys that holds a row.
+
+        slots: only keys of these; pages: only rows in these pages (first, end) of the heap.
+        """
 
     def read_keys(self, shape: Shape) -> Iterator[bytes]:
         """Yield every key."""

@@ -11,7 +11,7 @@ bytes, so both databases must be UTF-8 and of one byte order: `probe` on both se
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from psycopg import sql
 
@@ -68,6 +68,31 @@ def count_buckets(rows: int) -> int:
     while buckets < 65536 and buckets * 500 < rows:
         buckets *= 2
     return buckets
+
+
+SLOTS = 64
+"""Shares of a table, by the hash of the key: what a nightly run proves in turn, and the first look of a comparison."""
+BUCKETS = 65536
+"""The second look: about 15 rows each of a million."""
+
+
+def in_slots(hashed: sql.Composable, slots: Collection[int]) -> sql.Composable | None:
+    """Return the condition that a hash falls into one of the slots; None when they are all."""
+    if len(slots) == SLOTS:
+        return None
+    return sql.SQL("{} = ANY ({}::int[])").format(bucket_of(hashed, SLOTS), sql.Literal(sorted(slots)))
+
+
+def in_pages(pages: tuple[int, int | None]) -> sql.Composable:
+    """Return the condition that a row lies in pages (first, end) of its heap, of each where there are several.
+
+    end: None for all that follow, so that a heap may be larger than it was thought to be.
+    """
+    first, end = pages
+    condition = sql.SQL("ctid >= {}::tid").format(sql.Literal(f"({first},0)"))
+    if end is not None:
+        condition += sql.SQL(" AND ctid < {}::tid").format(sql.Literal(f"({end},0)"))
+    return condition
 
 
 def in_buckets(hashed: sql.Composable, buckets: int, chosen: Sequence[int]) -> sql.Composable | None:

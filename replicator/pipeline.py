@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -18,13 +17,11 @@ from replicator.apply.target import list_unwritable
 from replicator.db import connect, translate, translated
 from replicator.errors import (
     EXIT_OK,
-    EXIT_PARTIAL,
     ConfigError,
     OperatorError,
     PassingError,
     ReplicatorError,
     UsageError,
-    choose_exit_code,
 )
 from replicator.inventory import (
     Chosen,
@@ -38,28 +35,8 @@ from replicator.inventory import (
 )
 from replicator.patience import Patience
 from replicator.round import Round, gave_way
-from replicator.run import ProgressHook, Run
+from replicator.run import ProgressHook, Run, RunResult
 from replicator.settings import Settings
-
-
-@dataclass
-class RunResult:
-    """What a run did: one row of `etl_control` for each table, and the errors of those that failed."""
-
-    execution_id: uuid.UUID
-    rows: list[dict[str, Any]]
-    errors: dict[str, ReplicatorError]
-
-    @property
-    def exit_code(self) -> int:
-        """Return 0, 6 when only some tables landed, else the gravest error's own code."""
-        some_landed = any(row["status"] == "success" for row in self.rows)
-        return choose_exit_code(self.errors.values(), some_landed=some_landed)
-
-    @property
-    def status(self) -> str:
-        """Return success, partial or failed."""
-        return {EXIT_OK: "success", EXIT_PARTIAL: "partial"}.get(self.exit_code, "failed")
 
 
 def sync(
@@ -70,6 +47,7 @@ def sync(
     full: bool = False,
     jobs: int | None = None,
     triggered_by: str = "manual",
+    execution_id: uuid.UUID | None = None,
     progress: ProgressHook | None = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
@@ -78,9 +56,17 @@ def sync(
     tables: names of some of them, all by default. jobs: tables at a time. stop: set it to end the run early, with
     every table either landed or as it was. Raises our errors when not even a list of tables could be made.
     """
-    run = Run(settings, target_conninfo, full=full, jobs=jobs or default_jobs(), progress=progress, stop=stop)
+    run = Run(
+        settings,
+        target_conninfo,
+        full=full,
+        jobs=jobs or default_jobs(),
+        progress=progress,
+        stop=stop,
+        execution_id=execution_id,
+    )
     with ExitStack() as stack:
-        return _Pipeline(run, stack).execute(tables, triggered_by)
+        return Pipeline(run, stack).execute(tables, triggered_by)
 
 
 def default_jobs() -> int:
@@ -88,11 +74,11 @@ def default_jobs() -> int:
     return min(4, os.cpu_count() or 1)
 
 
-class _Pipeline:
-    """The rounds of one run."""
+class Pipeline:
+    """The rounds of one run. round_type: what a round does with its tables."""
 
-    def __init__(self, run: Run, stack: ExitStack) -> None:
-        self.run, self.stack = run, stack
+    def __init__(self, run: Run, stack: ExitStack, round_type: type[Round] = Round) -> None:
+        self.run, self.stack, self.round_type = run, stack, round_type
         self.patience = Patience(run.stop, run.log)
 
     def execute(self, tables: Sequence[str], triggered_by: str) -> RunResult:
@@ -111,7 +97,7 @@ class _Pipeline:
         level = self.run.log.info if result.exit_code == EXIT_OK else self.run.log.error
         level(
             "run_finished" if result.exit_code == EXIT_OK else "run_failed",
-            path="sync",
+            path=self.run.path,
             status=result.status,
             tables=len(rows),
             tables_failed=len(self.run.errors),
@@ -139,13 +125,13 @@ class _Pipeline:
                     self._record_unread(control, tables, error, triggered_by)
                 raise
             names = [chosen.table for chosen in inventory.tables] + sorted(inventory.missing)
-            run.log.info("run_started", path="sync", tables=len(names), triggered_by=triggered_by)
+            run.log.info("run_started", path=run.path, tables=len(names), triggered_by=triggered_by)
             with translated("target"):
                 run.claim(control, names, triggered_by)
-                if not tables:
+                if not tables and run.path == "sync":
                     self._record_vanished(control, inventory, triggered_by)
             for pattern in inventory.idle_patterns:
-                run.log.warning("pattern_unmatched", pattern=pattern, path="sync")
+                run.log.warning("pattern_unmatched", pattern=pattern, path=run.path)
             self.stack.enter_context(opened.pop_all())
         return control, inventory
 
@@ -222,13 +208,8 @@ class _Pipeline:
 
         Gone are those whose COMMIT landed without an answer, and those that a younger run declared dead meanwhile.
         """
+        self._reconnect(holder)
         control = holder[0]
-        if control.connection.closed or control.connection.broken:
-            connection = connect(self.run.target_conninfo, side="target", timeout_s=self.run.timeout_s)
-            control = Control(connection, control.schema, control.pipeline)
-            holder[0] = control
-        if self.run.watcher.closed or self.run.watcher.broken:
-            self.run.open_watcher()
         with translated("target"):
             control.take_lock("run", self.run.lock_wait_s)
             # Claimed first: that waits for a COMMIT of ours that is still on its way.
@@ -239,11 +220,22 @@ class _Pipeline:
                 self.run.fail(chosen.table, fenced(chosen.table))
         return [chosen for chosen in left if statuses.get(chosen.table) == "running"]
 
+    def _reconnect(self, holder: list[Control]) -> None:
+        control = holder[0]
+        if control.connection.closed or control.connection.broken:
+            connection = connect(self.run.target_conninfo, side="target", timeout_s=self.run.timeout_s)
+            holder[0] = Control(connection, control.schema, control.pipeline)
+        if self.run.watcher.closed or self.run.watcher.broken:
+            self.run.open_watcher()
+
+    def _make_round(self, control: Control, pending: list[Chosen]) -> Round:
+        return self.round_type(self.run, control, pending)
+
     def _run_round(self, control: Control, pending: list[Chosen]) -> None:
         """Load what is pending in one snapshot, shrinking the list. Raises the passing error that left the rest."""
         if not pending:
             return
-        round_ = Round(self.run, control, list(pending))
+        round_ = self._make_round(control, list(pending))
         before = len(pending)
         try:
             round_.execute()

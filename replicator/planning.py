@@ -79,17 +79,19 @@ def forbid_writing(connection: Connection) -> None:
     connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
-def make_plan(settings: Settings, access: Access, source: Connection, target: Connection) -> Plan:
-    """Return the plan of the next sync of every table.
+def make_plan(
+    settings: Settings, access: Access, source: Connection, target: Connection, names: Sequence[str] = ()
+) -> Plan:
+    """Return the plan of the next sync of every table, or of those named.
 
     source, target: sessions outside any transaction. Raises our errors when not even a list of tables can be made.
     """
     planner = _Planner(settings, access, source, target)
     with translated("source"):
-        inventory = take_inventory(source, settings)
+        inventory = take_inventory(source, settings, names)
     tables = [planner.plan_table(chosen) for chosen in planner.look_at(inventory.tables)]
     tables += [TablePlan(table, error=error) for table, error in sorted(inventory.missing.items())]
-    gone = find_vanished(settings, inventory, list_landed(planner.records))
+    gone = [] if names else find_vanished(settings, inventory, list_landed(planner.records))
     return Plan(tuple(tables), planner.facts, planner.observations[0], inventory.idle_patterns, tuple(gone))
 
 

@@ -7,10 +7,12 @@ change a row is in the fingerprint.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from replicator.digest import SLOTS
 from replicator.errors import SafetyStop
 from replicator.position import Lsn, is_within_horizon
 from replicator.strategy import FULL, WATERMARK, XMIN, Choice
@@ -43,7 +45,10 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a table stood after its last successful batch; every field None before the first."""
+    """Where a table stood after its last successful batch; every field None before the first.
+
+    proved_at: when each slot of keys was last proved equal by hashes, by slot; shorter where that was never.
+    """
 
     strategy: str | None = None
     fingerprint: str | None = None
@@ -56,6 +61,7 @@ class State:
     snapshot_at: datetime | None = None
     audited_at: datetime | None = None
     verified_through: datetime | None = None
+    proved_at: tuple[datetime | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,8 @@ class Reading:
 
     load_type: full or incremental. since_xid: rows whose xmin is at or above it; since_mark: rows whose watermark is at
     or above it, or NULL. audit: what the watermark may have missed is looked for as well. next_mark: the watermark that
-    the next read starts from, None = it reads everything. reason: why it is full, for people.
+    the next read starts from, None = it reads everything. reason: why it is full, for people. slots: the slots of keys
+    whose rows are compared by hashes after the load.
     """
 
     load_type: str
@@ -74,6 +81,7 @@ class Reading:
     audit: bool
     next_mark: datetime | None
     reason: str
+    slots: tuple[int, ...] = ()
 
 
 def decide_reading(
@@ -87,11 +95,13 @@ def decide_reading(
     observations: Sequence[Observation],
     audit_due: bool,
     audit_by_xmin: bool,
+    verify_share: float = 0.0,
     table: str,
 ) -> Reading:
     """Decide what to read in the snapshot.
 
     audit_by_xmin: the relation is audited by the age of its rows; others, which have none, by hashes.
+    verify_share: the part of the slots to be proved as well, those that were not for longest.
     observations: those made before this snapshot, newest first, the first one just before it. Raises SafetyStop when
     the source is another database cluster than last time.
     """
@@ -114,8 +124,11 @@ def decide_reading(
         next_mark = advance_mark(floor, observations, slack)
     if reason:
         return Reading(FULL, choice.strategy, None, None, False, next_mark, reason)
+    slots = choose_slots(state.proved_at, verify_share)
     if choice.strategy == XMIN:
-        return Reading(INCREMENTAL, XMIN, state.xid_position, None, False, None, "")
+        return Reading(INCREMENTAL, XMIN, state.xid_position, None, False, None, "", slots)
+    if audit_due and audit_xid is None:
+        slots = tuple(range(SLOTS))
     return Reading(
         INCREMENTAL,
         WATERMARK,
@@ -124,7 +137,19 @@ def decide_reading(
         audit_due,
         next_mark,
         "",
+        slots,
     )
+
+
+def choose_slots(proved_at: Sequence[datetime | None], share: float) -> tuple[int, ...]:
+    """Return the slots of keys to prove now: this part of all, those first that were never proved or not for longest.
+
+    So that each is proved once in 1 / share nights, rounded up.
+    """
+    count = min(SLOTS, math.ceil(share * SLOTS - 1e-9))
+    known = [*proved_at, *[None] * SLOTS][:SLOTS]
+    order = sorted(range(SLOTS), key=lambda slot: (known[slot] is not None, known[slot], slot))
+    return tuple(sorted(order[:count]))
 
 
 def _full_reason(choice: Choice, state: State, facts: SnapshotFacts, fingerprint: str, *, full: bool) -> str:

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import ClassVar
 
 import psycopg
 
 from replicator.apply.control import Control
 from replicator.apply.job import Incoming, Job, Session
+from replicator.apply.keyed import KeyedLoad
 from replicator.apply.loader import load_group
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import order_by_foreign_keys, prepare_enums, prepare_schemas, take_replica_role
@@ -49,6 +51,7 @@ class Round:
     pending: list[Chosen]
     left: list[Chosen] = field(default_factory=list)
     passing: PassingError | None = None
+    keyed_load: ClassVar[type[KeyedLoad]] = KeyedLoad
 
     def execute(self) -> None:
         run = self.run
@@ -129,7 +132,7 @@ class Round:
                     relations[found[name]],
                     chosen,
                     run.records[chosen.table],
-                    run.batch_ids[chosen.table],
+                    run.batch_ids.get(chosen.table, 0),
                     on_standby=on_standby,
                     mask_key=run.access.mask_key,
                 )
@@ -283,7 +286,9 @@ class Round:
             if not reader.try_lock(job.mapping.relation) or self.given_way.is_set():
                 raise gave_way(job.table)
         attempts = max(run.attempts[job.table] for job in group)
-        figures = load_group(session, incoming, attempts=attempts, ahead=self._ahead, also=self._also)
+        figures = load_group(
+            session, incoming, attempts=attempts, ahead=self._ahead, also=self._also, keyed=self.keyed_load
+        )
         for one, counted in zip(incoming, figures, strict=True):
             self._land(one, counted)
 

@@ -6,13 +6,15 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import psycopg
 
 from replicator.apply.control import Control, TableRecord
 from replicator.db import Connection, closing, connect
-from replicator.errors import ReplicatorError
+from replicator.errors import EXIT_OK, EXIT_PARTIAL, ReplicatorError, choose_exit_code
 from replicator.log import get_logger
 from replicator.preparation import open_access
 from replicator.reading import Observation
@@ -23,6 +25,26 @@ ProgressHook = Callable[[str, int, int], None]
 
 def _no_progress(table: str, done: int, total: int) -> None:
     pass
+
+
+@dataclass
+class RunResult:
+    """What a run did: one row of `etl_control` for each table, and the errors of those that failed."""
+
+    execution_id: uuid.UUID
+    rows: list[dict[str, Any]]
+    errors: dict[str, ReplicatorError]
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0, 6 when only some tables landed, else the gravest error's own code."""
+        some_landed = any(row["status"] == "success" for row in self.rows)
+        return choose_exit_code(self.errors.values(), some_landed=some_landed)
+
+    @property
+    def status(self) -> str:
+        """Return success, partial or failed."""
+        return {EXIT_OK: "success", EXIT_PARTIAL: "partial"}.get(self.exit_code, "failed")
 
 
 class Run:

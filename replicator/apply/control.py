@@ -89,6 +89,10 @@ class Control:
         with self.waiting(wait_s, name):
             self._execute("lock", key=self.lock_key(name))
 
+    def try_lock(self, name: str) -> bool:
+        """Take a lock of this pipeline until the session ends; False at once when another session has it."""
+        return bool(_one(self._execute("try_lock", key=self.lock_key(name)))["locked"])
+
     def release_lock(self, name: str) -> None:
         """Give a lock of this session back."""
         self._execute("unlock", key=self.lock_key(name))
@@ -199,7 +203,6 @@ class Control:
             lsn=str(facts.lsn),
             snapshot_at=facts.clock,
             audited_at=facts.clock if audited else before.audited_at,
-            verified_through=before.verified_through,
             source_oid=source_oid,
             columns=_write_columns(columns),
             enum_labels=json.dumps(enum_labels),
@@ -223,6 +226,22 @@ class Control:
             **figures.counts(),
         )
 
+    def finish_repair(self, batch_id: int, started_at: datetime, figures: Figures, *, load_type: str) -> None:
+        """Write what a repair beside the listener has done so far, inside the transaction of its data."""
+        self._execute(
+            "finish_repair",
+            batch_id=batch_id,
+            started_at=started_at,
+            load_type=load_type,
+            phases=json.dumps(figures.phases),
+            **figures.counts(),
+        )
+
+    def save_proof(self, table: str, slots: Sequence[int], proved_at: datetime) -> None:
+        """Note when slots of a table's keys were proved equal, by the source's clock at the snapshot."""
+        if slots:
+            self._execute("save_proof", table_name=table, slots=list(slots), proved_at=proved_at)
+
     def fail_batch(
         self,
         batch_id: int,
@@ -242,6 +261,7 @@ class Control:
             strategy=strategy,
             error_code=error.code,
             error_message=error.message,
+            error_mend=error.mend,
             error_traceback=scrub_traceback(error),
             attempts=attempts,
         )
@@ -354,6 +374,7 @@ def _record(row: Row) -> TableRecord:
             snapshot_at=row["snapshot_at"],
             audited_at=row["audited_at"],
             verified_through=row["verified_through"],
+            proved_at=tuple(row["proved_at"] or ()),
         ),
         source_oid=row["source_oid"],
         columns=tuple(Recorded(*column) for column in row["columns"] or ()),

@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 
 from replicator.apply import merge
+from replicator.apply.comparison import Comparison, Pace, find_heap_bytes
 from replicator.apply.table_load import TableLoad, key_not_unique
 from replicator.batch import DUE_MARK
 from replicator.catalog import deletes_go_on
@@ -186,31 +187,38 @@ class KeyedLoad(TableLoad):
         self.figures.rows_unchanged = unchanged
 
     def audit(self) -> None:
-        """Find by hashes what the watermark cannot see, where `xmin` does not tell, and mend it."""
-        if not self._audits_by_hashes or self.filled_directly:
+        """Find by hashes what the reading cannot see, and mend it."""
+        if not self.reading.slots or self.filled_directly:
             return
-        target, digest, source = self.target, self.shape.digest, self.incoming.source
+        self.figures.rows_missed_before += self._mend(self.reading.slots)
+        self.proved = self.reading.slots
+
+    def _compare(self) -> Comparison:
+        return Comparison(
+            self.session.connection,
+            self.target,
+            self.shape,
+            f"replicator_audit_{self.job.batch_id}",
+            find_heap_bytes(self.relation),
+            Pace(),
+        )
+
+    def _mend(self, slots: Sequence[int]) -> int:
+        """Compare the rows of these slots of keys by hashes and write those that differ; return how many did."""
+        source, comparison = self.incoming.source, self._compare()
+        staging = comparison.staging
         with self.figures.phase("audit"):
-            hashed = merge.hash_row(target, "t", digest)
-            there = source.sum_rows(self.shape, by_row=True)
-            here = self._total(merge.sum_target(target, hashed))
-            if there == here:
-                return
-            self._check_source_has_rows(there.rows, here.rows)
-            key = merge.hash_key(target, "t", digest)
-            buckets = count_buckets(max(there.rows, here.rows))
-            theirs = source.sum_buckets(self.shape, buckets, by_row=True)
-            ours = self._totals(merge.sum_target_buckets(target, hashed, bucket_of(key, buckets)))
-            chosen = sorted(b for b in theirs.keys() | ours.keys() if theirs.get(b) != ours.get(b))
-            found = f"replicator_audit_{self.job.batch_id}"
-            read = self._copy_to_staging(found, source.read_bucket_rows(self.shape, buckets, chosen))
-            if not read:
-                self._run(merge.create_staging(target, found, [c.name for c in target.columns]))
+            compared = comparison.compare(source, slots)
+            if not compared.buckets:
+                return 0
+            self._check_source_has_rows(compared.rows_source, compared.rows_target)
+            read = comparison.stage(source, compared.buckets)
             if self.job.settings.deletes != "ignore":
-                self._delete(found, in_buckets(key, buckets, chosen), here.rows)
-            missed = self._count(merge.count_missed(target, found, None))
-            self.figures.rows_missed_before += missed
+                here = self._count(merge.sum_target(self.target, sql.SQL("0")))
+                self._delete(staging, comparison.among(compared.buckets), here)
+            missed = self._count(merge.count_missed(self.target, staging, None))
             unchanged = self.figures.rows_unchanged
-            self._upsert(found, read)
+            self._upsert(staging, read)
             self.figures.rows_unchanged = unchanged
             self.figures.rows_extracted += missed
+            return missed

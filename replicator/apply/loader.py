@@ -28,14 +28,16 @@ def load_group(
     attempts: int,
     also: Callable[[Session, Incoming], None] | None = None,
     ahead: Callable[[Session, Incoming], None] | None = None,
+    keyed: type[KeyedLoad] = KeyedLoad,
 ) -> list[Figures]:
     """Load tables in one target transaction, parents first; return their figures in order.
 
-    ahead, also: what else belongs into the transaction with each table, once it is locked and at the end.
+    keyed: how tables with a key are loaded. ahead, also: what else belongs into the transaction with each table, once
+    it is locked and at the end.
     Raises our errors, with nothing of the group changed. A lost answer to COMMIT is the caller's to settle: the
     batch's own row tells whether it landed.
     """
-    loads = [_choose_load(incoming)(session, incoming, attempts) for incoming in group]
+    loads = [_choose_load(incoming, keyed)(session, incoming, attempts) for incoming in group]
     current = loads[0]
     try:
         with session.connection.transaction():
@@ -74,5 +76,5 @@ def _refuse_null(job: Job, error: psycopg.errors.NotNullViolation) -> Replicator
     )
 
 
-def _choose_load(incoming: Incoming) -> type[TableLoad]:
-    return KeyedLoad if incoming.job.mapping.key else MultisetLoad
+def _choose_load(incoming: Incoming, keyed: type[KeyedLoad]) -> type[TableLoad]:
+    return keyed if incoming.job.mapping.key else MultisetLoad

@@ -95,16 +95,19 @@ def hash_row(target: Target, alias: str, digest: Digest) -> sql.Composable:
 def sum_target(target: Target, hashed: sql.Composable) -> sql.Composed:
     """Return count and hash sum of the target's live rows."""
     return sql.SQL("SELECT count(*) AS rows, coalesce(sum({}), 0)::text AS digest FROM {} AS t WHERE {}").format(
-        hashed, target.table, _live(target)
+        hashed, target.table, live(target)
     )
 
 
-def sum_target_buckets(target: Target, hashed: sql.Composable, bucket: sql.Composable) -> sql.Composed:
-    """Return (bucket, rows, digest) of the target's live rows."""
+def sum_target_buckets(
+    target: Target, hashed: sql.Composable, bucket: sql.Composable, conditions: Iterable[sql.Composable | None] = ()
+) -> sql.Composed:
+    """Return (bucket, rows, digest) of the target's live rows that fulfil the conditions."""
+    wheres = [live(target), *(condition for condition in conditions if condition is not None)]
     return sql.SQL(
         "SELECT {bucket} AS bucket, count(*) AS rows, sum({hashed})::text AS digest"
-        " FROM {table} AS t WHERE {live} GROUP BY 1"
-    ).format(bucket=bucket, hashed=hashed, table=target.table, live=_live(target))
+        " FROM {table} AS t WHERE {where} GROUP BY 1"
+    ).format(bucket=bucket, hashed=hashed, table=target.table, where=sql.SQL(" AND ").join(wheres))
 
 
 def count_new(target: Target, staging: str) -> sql.Composed:
@@ -229,7 +232,7 @@ def insert_plain(target: Target, staging: str) -> sql.Composed:
         numbered_s=_numbered(
             "s", staging_name(staging), names, sql.SQL("true"), [_qualified("s", names)] if names else []
         ),
-        numbered_t=_numbered("t", target.table, names, _live(target)),
+        numbered_t=_numbered("t", target.table, names, live(target)),
         table=target.table,
         into=sql.SQL(" ({})").format(_names(names)) if names else sql.SQL(""),
         picked=_list(sql.SQL("s.{}").format(number) for number in numbers),
@@ -245,7 +248,7 @@ def delete_plain(target: Target, staging: str) -> sql.Composed:
         " WHERE NOT EXISTS (SELECT FROM s WHERE s.image = x.image AND s.number = x.number))"
     ).format(
         numbered_s=_numbered("s", staging_name(staging), names, sql.SQL("true")),
-        numbered_t=_numbered("t", target.table, names, _live(target), [sql.SQL("t.ctid, t.tableoid")]),
+        numbered_t=_numbered("t", target.table, names, live(target), [sql.SQL("t.ctid, t.tableoid")]),
     )
     if target.soft:
         act = sql.SQL(" UPDATE {} AS t SET {} = now() FROM gone WHERE t.ctid = gone.place AND t.tableoid = gone.leaf")
@@ -273,7 +276,7 @@ def _column_names(target: Target) -> list[str]:
     return [column.name for column in target.columns]
 
 
-def _live(target: Target) -> sql.Composable:
+def live(target: Target) -> sql.Composable:
     return sql.SQL("t.{} IS NULL").format(sql.Identifier(DELETED_AT)) if target.soft else sql.SQL("true")
 
 
@@ -312,13 +315,13 @@ def same_key(target: Target, alias: str) -> sql.Composable:
 
 def _absent_from_target(target: Target) -> sql.Composed:
     return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {} AND {})").format(
-        target.table, same_key(target, "s"), _live(target)
+        target.table, same_key(target, "s"), live(target)
     )
 
 
 def _vanished(target: Target, keys: str, only: sql.Composable | None) -> sql.Composed:
     condition = sql.SQL("{} AND NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(
-        _live(target), staging_name(keys), same_key(target, "s")
+        live(target), staging_name(keys), same_key(target, "s")
     )
     return sql.SQL("{} AND ").format(only) + condition if only is not None else condition
 

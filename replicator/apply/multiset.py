@@ -7,6 +7,7 @@ import psycopg
 from replicator.apply import merge
 from replicator.apply.table_load import TableLoad
 from replicator.batch import Totals
+from replicator.digest import SLOTS
 
 
 class MultisetLoad(TableLoad):
@@ -60,5 +61,7 @@ class MultisetLoad(TableLoad):
 
     def audit(self) -> None:
         """Look only for what a trigger did: a comparison of all rows leaves nothing else to find."""
+        if not self.filled_directly and self.job.settings.deletes != "ignore":
+            self.proved = range(SLOTS)
         if self.triggers and self.there != self.here and self.job.settings.deletes != "ignore":
             self._compare_all()

@@ -118,6 +118,10 @@ class StreamControl:
         """Lock the listener's row. Raises FencedError if a younger listener has taken over."""
         self._check(len(self._execute("fence").fetchall()))
 
+    def hold(self) -> None:
+        """Keep the stream from landing anything until this transaction ends. It may go on reading meanwhile."""
+        self._execute("hold")
+
     def save_position(self, position: Lsn, fresh_at: datetime | None, repair_xid: int | None) -> None:
         """Write the position, inside the transaction of the data."""
         saved = self._execute(
@@ -194,6 +198,7 @@ class StreamControl:
             table_name=table,
             error_code=error.code,
             error_message=error.message,
+            error_mend=error.mend,
             error_traceback=scrub_traceback(error),
         )
 

@@ -44,6 +44,7 @@ class TableLoad(ABC):
         self.filled_directly = False
         self.staged = 0
         self.has_staging = False
+        self.proved: Sequence[int] = ()
         self.audited = self.reading.load_type == FULL or self.reading.audit
 
     def _run(self, statement: sql.Composed) -> int:
@@ -243,6 +244,7 @@ class TableLoad(ABC):
             started_at=self.started_at,
             attempts=self.attempts,
         )
+        self.session.control.save_proof(self.job.table, self.proved, self.incoming.facts.clock)
 
 
 def key_not_unique(job: Job, sqlstate: str | None = None) -> DataRefused:

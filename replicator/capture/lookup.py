@@ -7,7 +7,9 @@ until none of the delivered transactions is among those that it takes for runnin
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -77,8 +79,14 @@ def begin_fresh(
     mapping: Mapping,
     delivered: Delivered,
     stop: threading.Event,
+    *,
+    limit_s: float = math.inf,
 ) -> None:
-    """Begin a transaction whose snapshot sees every delivered transaction, with the table locked ahead of it."""
+    """Begin a transaction whose snapshot sees every delivered transaction, with the table locked ahead of it.
+
+    Raises PassingError when `stop` is set, or one of the transactions is still open after `limit_s`.
+    """
+    began = time.monotonic()
     while True:
         connection.execute(BEGIN_READ)
         set_up_read(connection, access)
@@ -91,6 +99,46 @@ def begin_fresh(
         connection.execute("ROLLBACK")
         if stop.wait(_PAUSE_S):
             raise PassingError("the listener was stopped", why="it waited for a commit to become visible")
+        if time.monotonic() - began > limit_s:
+            raise PassingError(
+                "a transaction of the source is still open",
+                why=f"it may have changed rows that are looked at; waited {limit_s:g} s",
+                mend="it is tried again by itself",
+                id="transaction_open",
+                table=f"{mapping.relation.schema}.{mapping.relation.name}",
+            )
+
+
+class FreshReader:
+    """A session that reads a table in snapshots that see all of some transactions, each in one of its own."""
+
+    def __init__(self, access: Access, stop: threading.Event) -> None:
+        self._access, self._stop = access, stop
+        self.connection = access.open()
+        try:
+            set_mask_key(self.connection, access)
+        except psycopg.Error as error:
+            self.connection.close()
+            raise translate(error, side="source") from error
+
+    def begin(self, mapping: Mapping, open_xids: Iterable[int], limit_s: float) -> None:
+        """Begin a read that sees these transactions (32 bits each). Raises PassingError as `begin_fresh` does."""
+        begin_fresh(self.connection, self._access, mapping, Delivered(set(open_xids)), self._stop, limit_s=limit_s)
+
+    def end(self) -> None:
+        """End the read."""
+        self.connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """End the session."""
+        self.connection.close()
+
+
+def set_mask_key(connection: Connection, access: Access) -> None:
+    """Give a session the key of hash masks, if there is one."""
+    if access.mask_key is not None:
+        secret = {"name": MASK_KEY_SETTING, "value": access.mask_key.hex()}
+        connection.execute(statement("session.set"), secret)
 
 
 class Lookup:
@@ -128,9 +176,7 @@ class Lookup:
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed or self._connection.broken:
             self._connection = self._access.open()
-            if self._access.mask_key is not None:
-                secret = {"name": MASK_KEY_SETTING, "value": self._access.mask_key.hex()}
-                self._connection.execute(statement("session.set"), secret)
+            set_mask_key(self._connection, self._access)
         return self._connection
 
     def close(self) -> None:

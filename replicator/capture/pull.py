@@ -7,9 +7,9 @@ A watcher session, outside any transaction, observes open transactions and sees 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import sql
@@ -17,7 +17,7 @@ from psycopg import sql
 from replicator.batch import DUE_MARK, Shape, Totals
 from replicator.capture.copyout import copy_out
 from replicator.db import Connection, connect, translate, translated
-from replicator.digest import bucket_of, hash_columns, in_buckets
+from replicator.digest import bucket_of, hash_columns, in_buckets, in_pages, in_slots
 from replicator.errors import PassingError, ReplicatorError
 from replicator.position import Lsn, wrap_xid
 from replicator.reading import Observation, Reading, SnapshotFacts
@@ -243,10 +243,16 @@ class Reader:
         self.connection.close()
 
 
+class HasConnection(Protocol):
+    """Whoever has a session on the source that is inside its snapshot."""
+
+    connection: Connection
+
+
 class TableReader:
     """One table as a reader sees it: the `TableSource` of a pull."""
 
-    def __init__(self, reader: Reader, mapping: Mapping, reading: Reading, table: str) -> None:
+    def __init__(self, reader: HasConnection, mapping: Mapping, reading: Reading, table: str) -> None:
         self.reader, self.mapping, self.reading, self.table = reader, mapping, reading, table
 
     def _outputs(self, shape: Shape) -> list[Output]:
@@ -303,15 +309,30 @@ class TableReader:
         )[0]
         return Totals(row["rows"], int(row["digest"]))
 
-    def sum_buckets(self, shape: Shape, buckets: int, *, by_row: bool) -> dict[int, Totals]:
+    def sum_buckets(
+        self,
+        shape: Shape,
+        buckets: int,
+        *,
+        by_row: bool,
+        slots: Collection[int] | None = None,
+        pages: tuple[int, int | None] | None = None,
+    ) -> dict[int, Totals]:
         """Return the totals of each bucket of keys that holds a row."""
         key = self._hash_key(shape)
         hashed = self._hash(shape, self._outputs(shape)) if by_row else key
         picked = sql.SQL("{} AS bucket, count(*) AS rows, sum({})::text AS digest").format(
             bucket_of(key, buckets), hashed
         )
-        rows = self._rows(self.mapping.select([picked]) + sql.SQL(" GROUP BY 1"))
+        conditions = [None if slots is None else in_slots(key, slots), None if pages is None else in_pages(pages)]
+        rows = self._rows(self.mapping.select([picked], *conditions) + sql.SQL(" GROUP BY 1"))
         return {row["bucket"]: Totals(row["rows"], int(row["digest"])) for row in rows}
+
+    @property
+    def heap_bytes(self) -> int | None:
+        """Return how large the table is on disk; None where its rows have no place in a heap."""
+        relation = self.mapping.relation
+        return relation.heap_bytes if relation.is_heap else None
 
     def read_keys(self, shape: Shape) -> Iterator[bytes]:
         """Yield every key."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
@@ -41,6 +42,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Tables = Annotated[
     list[str] | None, typer.Argument(metavar="TABLE", help="Source tables, like public.t; all by default.")
 ]
+
+ExecutionId = Annotated[UUID | None, typer.Option("--execution-id", hidden=True, help="Its name in the record.")]
 
 
 # What typer raises for the command line has no public name; every kind of it descends from the parent of this one.
@@ -130,13 +133,24 @@ def sync(
         int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
     ] = None,
     triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Bring the target to the source's present state: the nightly job."""
     from replicator.cli.sync import run_sync
 
-    _exit(run_sync(config, tables or [], full=full, jobs=jobs, triggered_by=triggered_by.value, as_json=json))
+    _exit(
+        run_sync(
+            config,
+            tables or [],
+            full=full,
+            jobs=jobs,
+            triggered_by=triggered_by.value,
+            execution_id=execution_id,
+            as_json=json,
+        )
+    )
 
 
 @app.command()
@@ -158,6 +172,69 @@ def listen(
     from replicator.cli.listen import run_listen
 
     _exit(run_listen(config, until_caught_up=until_caught_up, until_lsn=until_lsn, repair_gap=repair_gap, as_json=json))
+
+
+@app.command()
+def resync(
+    tables: Tables = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Really do it.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
+    ] = None,
+    triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Read tables whole again and exchange their contents; readers never see an empty moment."""
+    from replicator.cli.resync import run_resync
+
+    _exit(
+        run_resync(
+            config,
+            tables or [],
+            yes=yes,
+            jobs=jobs,
+            triggered_by=triggered_by.value,
+            execution_id=execution_id,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def verify(
+    tables: Tables = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend the rows that differ, and only those.")] = False,
+    show_values: Annotated[bool, typer.Option("--show-values", help="Also print what differs in them.")] = False,
+    max_rate: Annotated[
+        float | None,
+        typer.Option("--max-rate", metavar="MB/s", min=0.001, help="Read each side no faster.", show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
+    ] = None,
+    triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Compare source and target row by row; exit 7 when they differ and nothing was repaired."""
+    from replicator.cli.verify import run_verify
+
+    _exit(
+        run_verify(
+            config,
+            tables or [],
+            repair=repair,
+            show_values=show_values,
+            max_rate=max_rate,
+            jobs=jobs,
+            triggered_by=triggered_by.value,
+            execution_id=execution_id,
+            as_json=json,
+        )
+    )
 
 
 @app.command()
@@ -187,6 +264,26 @@ def health(config: Config = None, json: Json = False) -> None:
     from replicator.cli.report import show_health
 
     _exit(show_health(config, as_json=json))
+
+
+@app.command()
+def serve(
+    listen: Annotated[bool, typer.Option("--listen", help="Keep the listener running too.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Run the nightly sync at its time, and show and start it in a browser and by a REST API."""
+    from replicator.cli.serve import run_serve
+
+    _exit(run_serve(config, listens=listen, as_json=json))
+
+
+@app.command()
+def schedule(config: Config = None, json: Json = False) -> None:
+    """Show the next five runs of `serve`, and where daylight saving bites."""
+    from replicator.cli.schedule import show_schedule
+
+    _exit(show_schedule(config, as_json=json))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +13,21 @@ from typing import Any
 
 from replicator.cli.output import describe_error, print_error, print_json, print_table, shows_progress
 from replicator.cli.session import open_run, open_settings
-from replicator.pipeline import RunResult, sync
-from replicator.run import ProgressHook
+from replicator.pipeline import sync
+from replicator.run import ProgressHook, RunResult
 
 _COLUMNS = ("table", "status", "load", "strategy", "read", "inserted", "updated", "unchanged", "deleted", "seconds")
 
 
 def run_sync(
-    config: Path | None, tables: Sequence[str], *, full: bool, jobs: int | None, triggered_by: str, as_json: bool
+    config: Path | None,
+    tables: Sequence[str],
+    *,
+    full: bool,
+    jobs: int | None,
+    triggered_by: str,
+    as_json: bool,
+    execution_id: uuid.UUID | None = None,
 ) -> int:
     """Run the sync and print what it did; return the exit code."""
     settings = open_settings(config)
@@ -32,14 +40,20 @@ def run_sync(
                 full=full,
                 jobs=jobs,
                 triggered_by=triggered_by,
+                execution_id=execution_id,
                 progress=progress,
                 stop=stop,
             )
-        _print_result(result, as_json=as_json)
+            if any(row["status"] == "skipped" for row in result.rows):
+                from replicator.verify import audit_streamed
+
+                audit_streamed(settings, conninfo, result, jobs=jobs, triggered_by=triggered_by, stop=stop)
+        print_run(result, as_json=as_json)
     return result.exit_code
 
 
-def _print_result(result: RunResult, *, as_json: bool) -> None:
+def print_run(result: RunResult, *, as_json: bool) -> None:
+    """Print what a run did, table by table."""
     if as_json:
         print_json(
             {

@@ -72,12 +72,12 @@ select :'pipeline', t, 1 from unnest(:'tables'::text[]) as t
 on conflict (pipeline, table_name) do update set epoch = s.epoch + 1
 returning s.table_name, s.target_name, s.epoch, s.strategy, s.guarantee, s.fingerprint, s.xid_position::text as xid_position,
     s.audit_xid_position::text as audit_xid_position, s.watermark_mark, s.system_identifier, s.timeline, s.lsn::text as lsn,
-    s.snapshot_at, s.audited_at, s.verified_through, s.source_oid, s.columns, s.enum_labels, s.created_by_us;
+    s.snapshot_at, s.audited_at, s.verified_through, s.proved_at, s.source_oid, s.columns, s.enum_labels, s.created_by_us;
 
 -- name: read_states
 select s.table_name, s.target_name, s.epoch, s.strategy, s.guarantee, s.fingerprint, s.xid_position::text as xid_position,
     s.audit_xid_position::text as audit_xid_position, s.watermark_mark, s.system_identifier, s.timeline, s.lsn::text as lsn,
-    s.snapshot_at, s.audited_at, s.verified_through, s.source_oid, s.columns, s.enum_labels, s.created_by_us
+    s.snapshot_at, s.audited_at, s.verified_through, s.proved_at, s.source_oid, s.columns, s.enum_labels, s.created_by_us
 from :"control".table_state s
 where s.pipeline = :'pipeline';
 
@@ -98,10 +98,20 @@ update :"control".table_state set
     xid_position = :'xid_position'::text::xid8, audit_xid_position = :'audit_xid_position'::text::xid8,
     watermark_mark = :'watermark_mark',
     system_identifier = :'system_identifier', timeline = :'timeline', lsn = :'lsn'::text::pg_lsn,
-    snapshot_at = :'snapshot_at', audited_at = :'audited_at', verified_through = :'verified_through',
+    snapshot_at = :'snapshot_at', audited_at = :'audited_at',
     source_oid = :'source_oid', columns = :'columns'::text::jsonb, enum_labels = :'enum_labels'::text::jsonb,
     created_by_us = created_by_us or :'created_by_us'
 where pipeline = :'pipeline' and table_name = :'table_name' and epoch = :'epoch';
+
+-- name: save_proof
+-- In the transaction that found or made them equal. slots: of keys, 0 to 63, whose rows were compared by hashes.
+update :"control".table_state s set proved_at = p.proved_at, verified_through = p.oldest
+from (select array_agg(g.proved_at order by g.slot) as proved_at,
+             case when bool_and(g.proved_at is not null) then min(g.proved_at) end as oldest
+      from (select n as slot, case when n = any (:'slots'::int[]) then :'proved_at'::timestamptz else o.proved_at[n + 1] end as proved_at
+            from pg_catalog.generate_series(0, 63) as n
+            left join :"control".table_state o on o.pipeline = :'pipeline' and o.table_name = :'table_name') as g) as p
+where s.pipeline = :'pipeline' and s.table_name = :'table_name';
 
 -- name: finish_batch
 -- In the transaction of the data.
@@ -115,7 +125,18 @@ update :"control".etl_control set
     rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
     rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
     bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb, attempts = :'attempts',
-    error_code = null, error_message = null, error_traceback = null
+    error_code = null, error_message = null, error_mend = null, error_traceback = null
+where batch_id = :'batch_id';
+
+-- name: finish_repair
+-- In the transaction of the data, once for each part of it.
+update :"control".etl_control set
+    status = 'success', completed_at = clock_timestamp(), started_at = :'started_at',
+    duration_seconds = extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
+    load_type = :'load_type', strategy = 'stream', guarantee = 'exact',
+    rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
+    rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
+    bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb
 where batch_id = :'batch_id';
 
 -- name: fail_batch
@@ -124,7 +145,7 @@ update :"control".etl_control set
     status = :'status', completed_at = clock_timestamp(), started_at = coalesce(:'started_at'::timestamptz, started_at),
     duration_seconds = extract(epoch from clock_timestamp() - coalesce(:'started_at'::timestamptz, started_at)),
     strategy = coalesce(:'strategy', strategy), error_code = :'error_code', error_message = :'error_message',
-    error_traceback = :'error_traceback', attempts = :'attempts'
+    error_mend = :'error_mend', error_traceback = :'error_traceback', attempts = :'attempts'
 where batch_id = :'batch_id' and status = 'running';
 
 -- name: skip_batch

@@ -29,6 +29,10 @@ where pipeline = :'pipeline' and epoch = :'epoch';
 -- First statement of every transaction that carries changes; finds no row once a younger listener took over.
 select 1 as mine from :"control".listener where pipeline = :'pipeline' and epoch = :'epoch' for update;
 
+-- name: hold
+-- Whoever has this lock keeps the listener's transactions waiting at their first statement.
+select 1 as held from :"control".listener where pipeline = :'pipeline' for update;
+
 -- name: save_position
 -- In the transaction of the data. repair_xid: null keeps what is there.
 update :"control".listener set
@@ -89,9 +93,9 @@ with same as (
       and c.status = 'failed' and c.error_code = :'error_code' and c.error_message = :'error_message'
     returning batch_id)
 insert into :"control".etl_control (execution_id, pipeline, table_name, path, load_type, strategy, triggered_by, status,
-    completed_at, duration_seconds, error_code, error_message, error_traceback)
+    completed_at, duration_seconds, error_code, error_message, error_mend, error_traceback)
 select :'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 'stream', 'listener', 'failed',
-    clock_timestamp(), 0, :'error_code', :'error_message', :'error_traceback'
+    clock_timestamp(), 0, :'error_code', :'error_message', :'error_mend', :'error_traceback'
 where not exists (select from same);
 
 -- name: read_quarantine

@@ -1,0 +1,174 @@
+"""`verify` and `resync` beside a live listener: no false difference, no row that goes back in time."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import psycopg
+
+from tests.conftest import MakeCluster, MakePair
+from tests.pair import Pair
+from tests.streaming import catch_up, listening, wait_until_equal
+from tests.wait import wait_until
+
+ROWS = 2000
+TABLE = f"""
+create table t (id int primary key, v int not null, big text);
+alter table t alter big set storage external;
+insert into t select n, 0, repeat('x', 3000) from generate_series(1, {ROWS}) n;
+"""
+
+
+class Writers:
+    """Sessions that change rows of the source for as long as a block lasts."""
+
+    def __init__(self, pair: Pair, count: int, seed: int) -> None:
+        self.pair, self.stop = pair, threading.Event()
+        self.errors: list[BaseException] = []
+        self.threads = [threading.Thread(target=self._write, args=(random.Random(seed + n),)) for n in range(count)]
+
+    def __enter__(self) -> Writers:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+        assert not self.errors, self.errors
+
+    def _write(self, dice: random.Random) -> None:
+        try:
+            with self.pair.source_server.connect(self.pair.source_db) as connection:
+                while not self.stop.is_set():
+                    key = dice.randint(1, ROWS)
+                    what = dice.random()
+                    if what < 0.7:
+                        connection.execute("update t set v = v + 1 where id = %s", [key])
+                    elif what < 0.85:
+                        connection.execute("delete from t where id = %s", [key])
+                    else:
+                        connection.execute(
+                            "insert into t values (%s, 1, 'new') on conflict (id) do update set v = t.v + 1", [key]
+                        )
+        except psycopg.Error as error:
+            self.errors.append(error)
+
+
+def prepare(pair: Pair) -> None:
+    pair.source.execute(TABLE)
+    pair.publish()
+    pair.write_config(tables=["public.t"])
+    catch_up(pair)
+
+
+def test_verify_beside_a_busy_listener_finds_the_damage_and_nothing_else(streamed: Pair) -> None:
+    pair = streamed
+    prepare(pair)
+    # Rows that nobody else changes, so that what is found can be foretold.
+    pair.source.execute(f"insert into t select n, 0, 'still' from generate_series({ROWS + 1}, {ROWS + 50}) n")
+    with listening(pair):
+        wait_until_equal(pair, "public.t")
+        with Writers(pair, 2, seed=7):
+            for _ in range(3):
+                document = pair.run("verify", "--json", check=None).json()
+                (found,) = document["tables"]
+                assert (found["missing"], found["extra"], found["different"]) == ([], [], []), found
+            pair.target.execute(f"update public.t set v = -1 where id = {ROWS + 1}")
+            pair.target.execute(f"delete from public.t where id = {ROWS + 2}")
+            pair.target.execute("insert into public.t values (-5, 0, '')")
+            (found,) = pair.run("verify", "--repair", "--json", check=None).json()["tables"]
+            assert found["missing"] == [[str(ROWS + 2)]]
+            assert found["extra"] == [["-5"]]
+            assert found["different"] == [{"key": [str(ROWS + 1)], "columns": ["v"]}]
+            assert found["repaired"] == 3
+        wait_until_equal(pair, "public.t")
+        assert pair.json("verify")["tables"][0]["equal"] is True
+    (row,) = pair.control_rows(path="repair")
+    assert (row["status"], row["rows_inserted"], row["rows_updated"], row["rows_deleted"]) == ("success", 1, 1, 1)
+
+
+def test_a_repair_beside_the_listener_takes_no_row_back_in_time(streamed: Pair) -> None:
+    """Every row of the target is damaged while every row of the source is counted up: no reader sees a count fall."""
+    pair = streamed
+    prepare(pair)
+    stop = threading.Event()
+    seen: dict[int, int] = {}
+    fallen: list[tuple[int, int, int]] = []
+
+    def read() -> None:
+        with pair.target_server.connect(pair.target_db) as connection:
+            while not stop.is_set():
+                for key, value in connection.execute("select id, v from public.t where v > 0 and big <> 'new'"):
+                    if value < seen.get(key, 0):
+                        fallen.append((key, seen[key], value))
+                    seen[key] = value
+
+    with listening(pair):
+        pair.source.execute("update t set v = 1")
+        wait_until_equal(pair, "public.t")
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            pair.target.execute("update public.t set v = -1 where id % 20 = 0")
+            with Writers(pair, 1, seed=11):
+                pair.run("verify", "--repair", "--json", check=None)
+                pair.run("resync", "--yes", "--json", check=None)
+        finally:
+            stop.set()
+            reader.join()
+        wait_until_equal(pair, "public.t")
+    # A delete and an insert begin a row's count anew.
+    assert [entry for entry in fallen if entry[2] > 1] == []
+
+
+def test_resync_beside_the_listener_writes_only_what_differs(streamed: Pair) -> None:
+    pair = streamed
+    prepare(pair)
+    with listening(pair):
+        wait_until_equal(pair, "public.t")
+        pair.target.execute("update public.t set big = '' where id <= 10; delete from public.t where id = 11")
+        done = pair.json("resync", "--yes")
+        assert done["status"] == "success"
+        (row,) = done["tables"]
+        assert (row["path"], row["load_type"], row["rows_updated"], row["rows_inserted"]) == ("resync", "full", 10, 1)
+        wait_until_equal(pair, "public.t")
+        pair.source.execute("update t set v = v + 1 where id = 1")
+        wait_until_equal(pair, "public.t")
+
+
+def test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference(
+    make_cluster: MakeCluster, make_pair: MakePair
+) -> None:
+    """Such a row is newer in the target than in any snapshot of the source; a repair must not put the old one back."""
+    cluster = make_cluster(
+        settings={"wal_level": "logical", "commit_delay": "60000", "commit_siblings": "0", "fsync": "on"}
+    )
+    pair = make_pair(source_server=cluster, listens=True)
+    prepare(pair)
+    with listening(pair):
+        with Writers(pair, 4, seed=23):
+            for _ in range(4):
+                (found,) = pair.run("verify", "--repair", "--json", check=None).json()["tables"]
+                assert (found["missing"], found["extra"], found["different"]) == ([], [], []), found
+        wait_until_equal(pair, "public.t")
+        wait_until(lambda: pair.json("verify")["tables"][0]["equal"], what="equal")
+
+
+def test_a_sync_beside_the_listener_verifies_its_tables_and_mends_them(streamed: Pair) -> None:
+    pair = streamed
+    prepare(pair)
+    pair.run("sync")
+    with listening(pair):
+        wait_until_equal(pair, "public.t")
+        pair.target.execute("delete from public.t where id = 5")
+        rows = pair.json("sync")["tables"]
+        assert [(row["path"], row["status"], row["rows_inserted"]) for row in rows] == [
+            ("sync", "skipped", 0),
+            ("repair", "success", 1),
+        ]
+        pair.assert_equal("public.t")
+        assert [row["path"] for row in pair.json("sync")["tables"]] == ["sync"]
+        assert pair.json("status")["tables"][0]["verified_through"] is not None
