@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from replicator.cli.output import print_json
-from replicator.cli.session import open_settings, open_target
+from replicator.cli.session import alarm_beside, open_settings, open_target
 from replicator.cli.sync import stop_on_signal
 from replicator.errors import EXIT_OK, ExtraMissing
 
@@ -28,6 +28,6 @@ def run_serve(config: Path | None, *, listens: bool, as_json: bool) -> int:
         else:
             print(url, flush=True)
 
-    with open_target(settings) as conninfo, stop_on_signal() as stop:
+    with open_target(settings) as conninfo, stop_on_signal() as stop, alarm_beside(settings, conninfo):
         serve(settings, conninfo, config, listens=listens, stop=stop, on_start=on_start)
     return EXIT_OK

@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from replicator import __version__
-from replicator.errors import ReplicatorError, UsageError
+from replicator.errors import ReplicatorError, UsageError, unexpected
+from replicator.log import get_logger
 from replicator.serve.desk import MOST_TABLES, read_names
 from replicator.serve.document import PROBLEM_TYPE, answer, describe_problem, problem
 from replicator.serve.record import Command
@@ -25,8 +26,9 @@ from replicator.serve.service import Service
 
 PREFIX = "/api/v1"
 Status = Literal["running", "success", "partial", "failed", "different"]
-# PostgreSQL's text has no NUL, and a name longer than that is none.
-TableName = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]+$")]
+# As SQL writes it, with schema or without; PostgreSQL's text has no NUL, and a name longer than that is none.
+_PART = r'([a-z_][a-z0-9_]*|"([^"\x00]|"")+")'
+TableName = Annotated[str, Field(max_length=500, pattern=rf"^{_PART}(\.{_PART})?$", examples=["public.orders"])]
 
 
 class Problem(BaseModel):
@@ -116,6 +118,16 @@ class Accepted(Document):
     execution_id: UUID
 
 
+class RunFilter(BaseModel):
+    """table: a source table, like public.t."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    table: TableName | None = None
+    status: Status | None = None
+    limit: int = Field(default=20, ge=1, le=500)
+
+
 class TablesRequest(BaseModel):
     """Source tables, like public.t; all when empty."""
 
@@ -162,15 +174,11 @@ def _add_reads(router: APIRouter, service: Service) -> None:
             return answer({"tables": [_describe_table(row) for row in view.read_tables()]})
 
     @router.get("/runs", response_model=RunsDocument, responses=_problems(422), operation_id="runs")
-    def runs(
-        table: Annotated[TableName | None, Query(description="Source table, like public.t.")] = None,
-        status: Annotated[Status | None, Query()] = None,
-        limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    ) -> Response:
+    def runs(wanted: Annotated[RunFilter, Query()]) -> Response:
         """Tell of runs, newest first."""
-        name = None if table is None else read_names([table])[0]
+        name = None if wanted.table is None else read_names([wanted.table])[0]
         with service.view() as view:
-            return answer({"runs": view.read_runs(table=name, status=status, limit=limit)})
+            return answer({"runs": view.read_runs(table=name, status=wanted.status, limit=wanted.limit)})
 
     @router.get("/runs/{execution_id}", response_model=RunDocument, responses=_problems(404, 422), operation_id="run")
     def run(execution_id: UUID) -> Response:
@@ -233,6 +241,13 @@ async def tell_error(_request: Request, error: Exception) -> Response:
     """Answer with our error's problem document."""
     assert isinstance(error, ReplicatorError)
     return describe_problem(error)
+
+
+async def tell_bug(_request: Request, error: Exception) -> Response:
+    """Answer for a fault of our own; the log has its frames."""
+    found = unexpected(error)
+    get_logger().error("request_failed", exc_info=error)
+    return describe_problem(found)
 
 
 async def tell_status(_request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from replicator import __version__
 from replicator.errors import ReplicatorError
-from replicator.serve.api import PREFIX, add_openapi, build_router, tell_error, tell_misuse, tell_status
+from replicator.serve.api import PREFIX, add_openapi, build_router, tell_bug, tell_error, tell_misuse, tell_status
 from replicator.serve.document import answer, problem
 from replicator.serve.guard import Guard, Hosts, Token, is_loopback
 from replicator.serve.page import Pages
@@ -30,6 +30,7 @@ def build_app(service: Service, token: str | None, host: str) -> ASGIApp:
     app.add_exception_handler(ReplicatorError, tell_error)
     app.add_exception_handler(HTTPException, tell_status)
     app.add_exception_handler(RequestValidationError, tell_misuse)
+    app.add_exception_handler(Exception, tell_bug)
     app.include_router(build_router(service))
     add_openapi(app)
     _add_probes(app, service)

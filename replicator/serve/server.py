@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from replicator.errors import ConfigError
 from replicator.log import get_logger
+from replicator.notify import Heart, notify_ready, notify_stopping
 from replicator.serve.app import build_app
 from replicator.serve.desk import Desk
 from replicator.serve.guard import read_token
@@ -18,6 +17,7 @@ from replicator.serve.launcher import Launcher
 from replicator.serve.scheduler import Scheduler
 from replicator.serve.service import Service
 from replicator.serve.supervisor import Supervisor
+from replicator.serve.view import Views
 from replicator.settings import Settings
 
 # Requests under way get this long once the process is told to end.
@@ -46,15 +46,24 @@ def serve(
     launcher = Launcher(settings, target_conninfo, config)
     supervisor = Supervisor(config) if listens else None
 
+    heart = Heart()
+
     def on_tick(leads: bool) -> None:
         if leads and supervisor is not None and not stop.is_set():
             supervisor.ensure()
-        notify("WATCHDOG=1")
+        heart.beat()
 
     scheduler = Scheduler(settings, target_conninfo, launcher, on_tick=on_tick)
     thread = threading.Thread(target=scheduler.run, args=(stop,), name="scheduler", daemon=True)
+    views = Views(settings, target_conninfo)
     service = Service(
-        settings, target_conninfo, Desk(settings, target_conninfo, launcher), scheduler, listens, thread.is_alive
+        settings,
+        target_conninfo,
+        Desk(settings, target_conninfo, launcher),
+        scheduler,
+        listens,
+        thread.is_alive,
+        views,
     )
     app = build_app(service, token, host)
     server = uvicorn.Server(
@@ -72,17 +81,18 @@ def serve(
     thread.start()
     log.info("serve_started", url=url, listens=listens, token_set=token is not None)
     on_start(url)
-    notify("READY=1")
+    notify_ready(f"serving {url}")
     try:
         server.run(sockets=[listening])
     finally:
-        notify("STOPPING=1")
+        notify_stopping()
         stop.set()
         log.info("serve_draining", runs=len(launcher.list_alive()))
         thread.join()
         if supervisor is not None:
             supervisor.stop()
         launcher.drain()
+        views.close()
         log.info("serve_ended")
 
 
@@ -90,7 +100,8 @@ def _bind(host: str, port: int) -> socket.socket:
     """Return a bound socket. Raises ConfigError when the address is not to be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        # With its protocol named, asyncio sets TCP_NODELAY: answers would else wait 40 ms for an acknowledgement.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except OSError as error:
@@ -106,13 +117,3 @@ def _bind(host: str, port: int) -> socket.socket:
 def _name_url(host: str, bound: socket.socket) -> str:
     port = bound.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def notify(state: str) -> None:
-    """Tell systemd, if it started this process and wants to know (sd_notify(3)); a failure is nobody's business."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-        out.connect("\0" + address[1:] if address.startswith("@") else address)
-        out.sendall(state.encode())

@@ -15,7 +15,7 @@ from replicator.observe import describe_pipeline
 from replicator.preparation import open_access
 from replicator.serve.desk import Desk
 from replicator.serve.scheduler import Scheduler
-from replicator.serve.view import View, open_view
+from replicator.serve.view import View, Views
 from replicator.settings import Settings
 
 _UNKNOWN = ("active", "wal_status", "lag_bytes", "safe_wal_bytes", "invalid_in_seconds")
@@ -31,10 +31,11 @@ class Service:
     scheduler: Scheduler
     listens: bool
     is_turning: Callable[[], bool]
+    views: Views
 
     def view(self) -> AbstractContextManager[View]:
         """Open the control schema for one request."""
-        return open_view(self.settings, self.target_conninfo)
+        return self.views.open()
 
     def find_unready(self) -> list[str]:
         """Return what is not ready yet, in our own words."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import BoundedSemaphore
 from typing import Any
 from uuid import UUID
 
+import psycopg
+
 from replicator.apply.control import Control
-from replicator.db import closing, connect, translated
+from replicator.db import Connection, connect, translated
 from replicator.errors import PassingError
 from replicator.settings import Settings
 from replicator.statement import statement
 
 Row = dict[str, Any]
 
+# Batches that are looked at for a list of runs, and executions by the runs wanted: first few, then more.
+_DEPTHS = ((12_000, 1), (60_000, 4))
+# A run of this status has a batch of that one, and an index leads there.
+_BATCH_STATUS = {"running": "running", "failed": "failed", "partial": "failed"}
 _CONNECT_S = 3.0
+_MOST_CONNECTIONS = 8
+_IDLE_S = 60.0
 # A page that takes longer than this tells so, rather than hold a connection.
 _STATEMENT_TIMEOUT = "15s"
 
@@ -45,16 +56,24 @@ class View:
         execution_id: UUID | None = None,
         limit: int = 50,
     ) -> list[Row]:
-        """Return the newest runs first."""
-        return self._rows(
-            "runs",
-            table_name=table,
-            status=status,
-            path=path,
-            triggered_by=triggered_by,
-            execution_id=None if execution_id is None else str(execution_id),
-            limit=limit,
-        )
+        """Return the newest runs first; of a status that is rare, those among the newest that are looked at."""
+        found: list[Row] = []
+        for depth, more in _DEPTHS if execution_id is None else _DEPTHS[-1:]:
+            found = self._rows(
+                "runs",
+                table_name=table,
+                status=status,
+                batch_status=_BATCH_STATUS.get(status or ""),
+                path=path,
+                triggered_by=triggered_by,
+                execution_id=None if execution_id is None else str(execution_id),
+                limit=limit,
+                depth=depth,
+                candidates=limit * more,
+            )
+            if len(found) >= limit:
+                break
+        return found
 
     def read_run(self, execution_id: UUID) -> Row | None:
         """Return one run."""
@@ -86,12 +105,61 @@ class View:
         return next(iter(self._rows("last_verdict", table_name=table)), None)
 
 
-@contextmanager
-def open_view(settings: Settings, target_conninfo: str) -> Iterator[View]:
-    """Yield a view for one request. Raises PassingError when the target does not answer or is not prepared yet."""
-    with closing(connect(target_conninfo, side="target", timeout_s=_CONNECT_S)) as connection, translated("target"):
-        connection.execute("SELECT set_config('statement_timeout', %s, false)", [_STATEMENT_TIMEOUT])
-        control = Control(connection, settings.target.control_schema, settings.pipeline)
+class Views:
+    """Views for requests. A few connections are kept: making one costs more than most of what it is asked."""
+
+    def __init__(self, settings: Settings, target_conninfo: str) -> None:
+        self._settings, self._target_conninfo = settings, target_conninfo
+        self._idle: deque[tuple[float, Connection]] = deque()
+        self._room = BoundedSemaphore(_MOST_CONNECTIONS)
+
+    @contextmanager
+    def open(self) -> Iterator[View]:
+        """Yield a view for one request. Raises PassingError when the target does not answer or is not ready yet."""
+        if not self._room.acquire(timeout=_CONNECT_S):
+            raise PassingError("too many requests at a time", why="every connection is in use", id="busy")
+        try:
+            with translated("target"):
+                connection = self._take()
+                try:
+                    yield View(self._control(connection))
+                except BaseException:
+                    connection.close()
+                    raise
+                self._idle.append((time.monotonic(), connection))
+        finally:
+            self._room.release()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        while self._idle:
+            self._idle.pop()[1].close()
+
+    def _control(self, connection: Connection) -> Control:
+        return Control(connection, self._settings.target.control_schema, self._settings.pipeline)
+
+    def _take(self) -> Connection:
+        """Return a connection that has just answered."""
+        with suppress(IndexError):
+            since, connection = self._idle.pop()
+            if time.monotonic() - since < _IDLE_S:
+                with suppress(psycopg.Error):
+                    if not self._control(connection).list_pending():
+                        return connection
+            connection.close()
+        connection = connect(self._target_conninfo, side="target", timeout_s=_CONNECT_S)
+        try:
+            # A plan for all values of a filter would use no index.
+            connection.prepare_threshold = None
+            connection.execute("SELECT set_config('statement_timeout', %s, false)", [_STATEMENT_TIMEOUT])
+            self._check_ready(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check_ready(self, connection: Connection) -> None:
+        control = self._control(connection)
         if not control.exists() or control.list_pending():
             raise PassingError(
                 "the control schema is not ready",
@@ -99,4 +167,3 @@ def open_view(settings: Settings, target_conninfo: str) -> Iterator[View]:
                 mend="wait for a moment: `serve` makes them as soon as the target answers",
                 id="not_ready",
             )
-        yield View(control)

@@ -101,15 +101,18 @@ def test_a_run_beside_another_is_refused(pair: Pair) -> None:
         assert serving.wait_for_run(first.json()["execution_id"])["run"]["status"] == "success"
 
 
-def test_a_term_signal_ends_the_run_under_way_and_leaves_its_night_to_the_next_process(pair: Pair) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_night_that_is_cut_off_is_taken_up_again_by_the_next_process(pair: Pair, number: signal.Signals) -> None:
     make_source(pair)
     write_config(pair)
     miss_a_night(pair)
     pair.target.execute("begin; lock table t")
     with Serving(pair) as serving:
         wait_until(lambda: pair.control_rows(triggered_by="scheduler"), 60, what="the night began")
-        serving.running.send(signal.SIGTERM)
-        serving.running.wait(check=0)
+        if number == signal.SIGTERM:
+            serving.running.send(number)
+            serving.running.wait(check=0)
+        serving.close()
         pair.target.execute("rollback")
     (night,) = read_nights(pair)
     assert night["completed_at"] is None
@@ -195,6 +198,7 @@ def test_hostile_names_are_harmless_in_every_page(make_pair: MakePair) -> None:
     with Serving(pair).wait_ready() as serving:
         pages = [serving.web.get(path).text for path in ("/", "/runs", f"/runs/{execution}", "/fragments/tables")]
         for table in tables:
+            assert serving.api.get("/runs", params={"table": table}).json()["runs"]
             for path in ("/table", "/fragments/plan"):
                 page = serving.web.get(path, params={"name": table})
                 assert page.status_code == 200
