@@ -305,6 +305,8 @@ class VerifyRound(Round):
 
     def _judge(self, job: Job, reader: Reader, session: Session) -> Verdict:
         pace = Pace(self.pipeline.look.bytes_per_s, partial(self._tell, job.table))
+        # Asked anew for each table: a listener may have begun since the run did.
+        self.pipeline.streamed |= read_streamed(session.control)
         if job.table not in self.pipeline.streamed:
             with still(session):
                 self._check_not_ahead(session, job)
