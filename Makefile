@@ -75,7 +75,7 @@ endif
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command "make lock" $(UPGRADE)
 lock:
-	$(COMPILE) pyproject.toml --extra embedded --group build -o requirements/base.txt
+	$(COMPILE) pyproject.toml --extra embedded --extra otel --extra serve --group build -o requirements/base.txt
 	$(COMPILE) pyproject.toml --all-extras --group build --group dev -c requirements/base.txt -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --all-extras --group build --group dev --group bench -c requirements/dev.txt \
 		-o requirements/bench.txt

@@ -4,9 +4,10 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: install-systemd.sh [--prefix DIR] [--uninstall]
+Usage: install-systemd.sh [--prefix DIR] [--serve] [--uninstall]
 
   --prefix DIR   where bin/replicator is (default: /usr/local)
+  --serve        run `replicator serve` all day, which has a scheduler of its own, instead of the nightly timer
   --uninstall    remove the units and the user's definition; your configuration, logs and data stay
 
 DESTDIR=/some/root in the environment installs into that tree instead of this machine: no user is made and
@@ -19,7 +20,10 @@ fail() {
     exit "${2:-1}"
 }
 
-units=(replicator-sync.service replicator-sync.timer replicator-alert@.service)
+units=(replicator-sync.service replicator-sync.timer replicator-serve.service replicator-alert@.service)
+# What starts by itself, and what does not: `serve` and the timer would both start the nightly run.
+chosen=replicator-sync.timer
+other=replicator-serve.service
 files="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)/systemd"
 root="${DESTDIR:-}"
 prefix=/usr/local
@@ -29,6 +33,7 @@ while (($#)); do
     case "$1" in
         --prefix) [[ $# -ge 2 ]] || fail "--prefix needs a directory" 2; prefix="$2"; shift ;;
         --prefix=*) prefix="${1#*=}" ;;
+        --serve) chosen=replicator-serve.service; other=replicator-sync.timer ;;
         --uninstall) action=uninstall ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; fail "unknown option $1" 2 ;;
@@ -79,19 +84,28 @@ install_all() {
     if [[ -z "$root" ]]; then systemd-sysusers /etc/sysusers.d/replicator.conf; fi
     install_config
     install_units
-    control enable replicator-sync.timer
+    control disable "$other"
+    control enable "$chosen"
     if [[ -z "$root" ]]; then
         systemctl daemon-reload
-        systemctl start replicator-sync.timer
-        echo "Installed. Edit /etc/replicator/replicator.toml, then try it: systemctl start replicator-sync.service"
-        systemctl list-timers --no-pager replicator-sync.timer
+        systemctl stop "$other"
+        if [[ "$chosen" = *.timer ]]; then
+            systemctl start "$chosen"
+            echo "Installed. Edit /etc/replicator/replicator.toml, then try it: systemctl start replicator-sync.service"
+            systemctl list-timers --no-pager "$chosen"
+        else
+            echo "Installed. Edit /etc/replicator/replicator.toml, then start it: systemctl start $chosen"
+        fi
     fi
 }
 
 uninstall_all() {
     local unit
-    if [[ -e "$root/etc/systemd/system/replicator-sync.timer" ]]; then control disable replicator-sync.timer; fi
-    if [[ -z "$root" ]]; then systemctl stop replicator-sync.timer replicator-sync.service 2>/dev/null || true; fi
+    for unit in "$chosen" "$other"; do
+        if [[ -e "$root/etc/systemd/system/$unit" ]]; then control disable "$unit"; fi
+        if [[ -z "$root" ]]; then systemctl stop "$unit" 2>/dev/null || true; fi
+    done
+    if [[ -z "$root" ]]; then systemctl stop replicator-sync.service 2>/dev/null || true; fi
     for unit in "${units[@]}"; do rm -f -- "$root/etc/systemd/system/$unit"; done
     rm -f -- "$root/etc/sysusers.d/replicator.conf"
     if cmp -s -- "$files/replicator.toml" "$root/etc/replicator/replicator.toml"; then

@@ -9,6 +9,7 @@ are not told at all.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
 from threading import RLock
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 from uuid import UUID
 
 from replicator.lean import without
@@ -35,6 +36,9 @@ from replicator.log_file import DailyFile
 from replicator.redaction import HIDDEN, is_secret_key, redact_text
 from replicator.settings import LogSettings
 from replicator.trace import describe_error, error_fields, scrub_traceback
+
+if TYPE_CHECKING:
+    from replicator.log_ship import LogShipper
 
 SERVICE_NAME = "replicator"
 
@@ -60,13 +64,16 @@ def configure_logging(
     """Send events of `level` and above to stderr and, as JSON lines, to the daily file under `logs.dir`.
 
     stderr gets console text on a terminal and JSON otherwise, or what `logs.format` says. A folder that cannot
-    be written costs one warning. Calling it again replaces the former setup.
+    be written costs one warning. With `logs.ship_url` they also go there. Calling it again replaces the former setup.
+    Raises ExtraMissing where shipping needs a package that is not installed.
     """
     stream = sys.stderr if stderr is None else stderr
     console = logs.format == "console" or (logs.format == "auto" and stream.isatty())
     file = DailyFile(logs.dir, logs.retention_days) if logs.dir is not None else None
     service = {"service_name": SERVICE_NAME, "service_version": version, "pipeline": pipeline}
-    _configure(Output(stream, console=console, file=file), service, level_override or logs.level)
+    _close_shipper()
+    shipper = None if logs.ship_url is None else _open_shipper(logs.ship_url.get_secret_value())
+    _configure(Output(stream, console=console, file=file, shipper=shipper), service, level_override or logs.level)
     _quiet_libraries()
     if file is not None and (problem := file.open_today()):
         get_logger().warning("log_file_unavailable", dir=logs.dir, error_message=problem)
@@ -90,12 +97,41 @@ def bind_run(*, run_id: UUID | str) -> AbstractContextManager[object]:
     return unbind
 
 
+_SHIP_END_S = 3.0
+_shippers: list[LogShipper] = []
+
+
+def count_dropped() -> int:
+    """Return how many events of this process were not shipped, though they should have been."""
+    return sum(shipper.dropped for shipper in _shippers)
+
+
+def _open_shipper(url: str) -> LogShipper:
+    from replicator.log_ship import LogShipper
+
+    shipper = LogShipper(url)
+    _shippers.append(shipper)
+    atexit.register(_close_shipper)
+    return shipper
+
+
+def _close_shipper() -> None:
+    """Ship what waits, for three seconds at most, and tell what was lost of all."""
+    atexit.unregister(_close_shipper)
+    while _shippers:
+        if dropped := _shippers.pop().close(_SHIP_END_S):
+            get_logger().warning("logs_dropped", events=dropped)
+
+
 class Output:
     """Where finished events go. Threads may share it; each event is written whole."""
 
-    def __init__(self, stream: TextIO, *, console: bool, file: DailyFile | None = None) -> None:
+    def __init__(
+        self, stream: TextIO, *, console: bool, file: DailyFile | None = None, shipper: LogShipper | None = None
+    ) -> None:
         self._stream = stream
         self._file = file
+        self._shipper = shipper
         self._lock = RLock()
         self._console = structlog.dev.ConsoleRenderer(colors=_wants_colours(stream)) if console else None
 
@@ -105,6 +141,8 @@ class Output:
         with self._lock:
             problem = self._file.write(line, event["timestamp"]) if self._file is not None else None
             self._write_stderr(self._render(self._console, event) if self._console else line)
+        if self._shipper is not None:
+            self._shipper.put(event)
         if problem:
             get_logger().warning("log_file_unavailable", error_message=problem)
 

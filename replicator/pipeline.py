@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -46,6 +47,7 @@ def sync(
     full: bool = False,
     jobs: int | None = None,
     triggered_by: str = "manual",
+    execution_id: uuid.UUID | None = None,
     progress: ProgressHook | None = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
@@ -54,7 +56,15 @@ def sync(
     tables: names of some of them, all by default. jobs: tables at a time. stop: set it to end the run early, with
     every table either landed or as it was. Raises our errors when not even a list of tables could be made.
     """
-    run = Run(settings, target_conninfo, full=full, jobs=jobs or default_jobs(), progress=progress, stop=stop)
+    run = Run(
+        settings,
+        target_conninfo,
+        full=full,
+        jobs=jobs or default_jobs(),
+        progress=progress,
+        stop=stop,
+        execution_id=execution_id,
+    )
     with ExitStack() as stack:
         return Pipeline(run, stack).execute(tables, triggered_by)
 

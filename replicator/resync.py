@@ -6,6 +6,7 @@ A table that a listener keeps is compared row by row instead, and what differs i
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -24,6 +25,7 @@ def resync(
     tables: Sequence[str] = (),
     jobs: int | None = None,
     triggered_by: str = "manual",
+    execution_id: uuid.UUID | None = None,
     progress: ProgressHook | None = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
@@ -39,6 +41,7 @@ def resync(
         progress=progress,
         stop=stop,
         path="resync",
+        execution_id=execution_id,
     )
     streamed, pulled = list_streamed(run, tables)
     if streamed:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import psycopg
 
 from replicator.apply.control import Control
 from replicator.apply.stream_control import StreamControl
@@ -16,10 +18,7 @@ from replicator.capture.lookup import Delivered, Lookup
 from replicator.capture.pgoutput import Relation as RelationMessage
 from replicator.capture.walsender import WalSender
 from replicator.db import Connection, closing, translated
-from replicator.errors import (
-    LockHeldError,
-    OperatorError,
-)
+from replicator.errors import LockHeldError, OperatorError, ReplicatorError
 from replicator.position import Lsn
 from replicator.preparation import prepare_jobs
 from replicator.stream import LoadingThread, Stream, Until, Watch
@@ -92,6 +91,9 @@ class StreamFollower:
             finally:
                 watch.finish()
                 loading.finish()
+                if loading.error is None:
+                    with suppress(psycopg.Error, ReplicatorError):
+                        loader.move_sequences()
                 sender.confirm(loading.position)
                 sender.stop()
                 self.session.result.position = loading.position
@@ -161,9 +163,12 @@ class StreamFollower:
         )
         for name, table in self.tables.items():
             loader.introduce(table.job, VERSION)
+            loader.follow_sequences(name, table.sequences)
             with translated("source"):
                 spellings = spell_key(self.watcher, table.job)
             lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings)
+        # What a killed listener had left to its end.
+        loader.move_sequences()
         return loader
 
     def _streams_binary(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from replicator.apply.job import Job
+from replicator.apply.sequence import Fed, find_sequences
 from replicator.apply.target import describe_target, plan_target
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
@@ -26,13 +27,17 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class StreamedTable:
-    """A table of the stream. expected: (type OID, type modifier) of the columns that should come, by name."""
+    """A table of the stream.
+
+    expected: (type OID, type modifier) of the columns that should come, by name. sequences: of the target, to be moved.
+    """
 
     chosen: Chosen
     job: Job
     layout: Layout
     shape: Shape
     expected: dict[str, tuple[int, int]]
+    sequences: tuple[Fed, ...] = ()
 
     def make_intake(self, message: RelationMessage) -> Intake | None:
         """Return the intake for a relation of this table.
@@ -98,7 +103,9 @@ def make_streamed(
     )
     expected = {column.name: (column.type_oid, column.typmod) for column in expect_columns(job, published, version)}
     check_rereads(job, find_unsent(job, layout.columns, expected))
-    return StreamedTable(chosen, job, layout, shape, expected)
+    spellings = {column.name: column.spelling for column in shaped.columns}
+    fed = find_sequences(target, job.table, existing, spellings) if job.settings.sync_sequences else []
+    return StreamedTable(chosen, job, layout, shape, expected, tuple(fed))
 
 
 def expect_columns(job: Job, published: tuple[str, ...] | None, version: int) -> list[Column]:

@@ -1,4 +1,4 @@
--- First start of the source: a small table to copy, and the role that reads it.
+-- First start of the source: a small table to copy, the role that reads it, and what `listen` follows.
 -- READER_PASSWORD comes from the environment, so that it is in no file and on no command line.
 
 create table public.message (
@@ -8,6 +8,8 @@ create table public.message (
 );
 insert into public.message (body) values ('hello'), ('how are you?'), ('until tomorrow');
 
+\set replication on
 \i /sql/roles.sql
+create publication replicator_default for table public.message with (publish_via_partition_root);
 \getenv reader_password READER_PASSWORD
 alter role :"reader" password :'reader_password';

@@ -89,6 +89,10 @@ class Control:
         with self.waiting(wait_s, name):
             self._execute("lock", key=self.lock_key(name))
 
+    def try_lock(self, name: str) -> bool:
+        """Take a lock of this pipeline until the session ends; False at once when another session has it."""
+        return bool(_one(self._execute("try_lock", key=self.lock_key(name)))["locked"])
+
     def release_lock(self, name: str) -> None:
         """Give a lock of this session back."""
         self._execute("unlock", key=self.lock_key(name))
@@ -257,6 +261,7 @@ class Control:
             strategy=strategy,
             error_code=error.code,
             error_message=error.message,
+            error_mend=error.mend,
             error_traceback=scrub_traceback(error),
             attempts=attempts,
         )

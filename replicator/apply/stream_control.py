@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -150,7 +150,11 @@ class StreamControl:
 
     def is_listening(self) -> bool:
         """Say whether a listener of this pipeline is at work, or its end has not been noticed yet."""
-        row = self._execute("lock_is_held", key=lock_key(self.schema, self.pipeline, "listener")).fetchone()
+        return self.is_held("listener")
+
+    def is_held(self, lock: str) -> bool:
+        """Say whether some session holds a lock of this pipeline: `listener`, or `run`."""
+        row = self._execute("lock_is_held", key=lock_key(self.schema, self.pipeline, lock)).fetchone()
         return bool(row and row["held"])
 
     def add_figures(
@@ -166,7 +170,7 @@ class StreamControl:
         """Count a batch in the table's row of this minute."""
         minute = datetime.now(UTC).replace(second=0, microsecond=0)
         known = self._fresh.get(table) or self._batches.get(table)
-        parameters = dict(figures.counts(), rows_quarantined=figures.rows_quarantined)
+        parameters = figures.counts()
         if known is not None and known[1] == minute:
             self._execute(
                 "grow_batch", batch_id=known[0], started_at=started_at, lsn_end=str(lsn), watermark_end=fresh_at,
@@ -194,6 +198,7 @@ class StreamControl:
             table_name=table,
             error_code=error.code,
             error_message=error.message,
+            error_mend=error.mend,
             error_traceback=scrub_traceback(error),
         )
 
@@ -225,6 +230,10 @@ class StreamControl:
             key=json.dumps(write_key(key)),
             lsn=None if lsn is None else str(lsn),
         )
+
+    def release_others(self, table: str, keys: Iterable[KeyText]) -> None:
+        """Take all rows of a table out of quarantine but those of these keys."""
+        self._execute("release_others", table_name=table, keys=json.dumps([write_key(key) for key in keys]))
 
     def release(self, quarantine_id: int) -> bool:
         """Take a row out of quarantine; False when it is not there."""

@@ -19,6 +19,7 @@ import psycopg
 from replicator.apply.change_load import ChangeLoad, LiveTable, is_unique_violation, key_cells, make_load
 from replicator.apply.control import Control
 from replicator.apply.job import Job
+from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import describe_target, order_by_foreign_keys, plan_target, record_columns
@@ -68,6 +69,7 @@ class StreamLoader:
         self.staging = Staging(connection)
         self._shapes: dict[tuple[str, int], Job] = {}
         self._live: dict[str, LiveTable] = {}
+        self._sequences: dict[str, tuple[Fed, ...]] = {}
         self._figures: dict[str, Figures] = {}
         self._corrected: Counter[str] = Counter()
         self._locked: set[str] = set()
@@ -78,6 +80,23 @@ class StreamLoader:
     def introduce(self, job: Job, version: int) -> None:
         """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread."""
         self._shapes[job.table, version] = job
+
+    def follow_sequences(self, table: str, sequences: tuple[Fed, ...]) -> None:
+        """Tell of a table's sequences. Each batch moves those that cost it no scan."""
+        if sequences:
+            self._sequences[table] = sequences
+
+    def move_sequences(self) -> None:
+        """Move every sequence past what is there, in a transaction of its own."""
+        if self._sequences:
+            with translating(), self.connection.transaction():
+                move_sequences(self.connection, [fed for group in self._sequences.values() for fed in group])
+
+    def _move_cheap_sequences(self) -> None:
+        """Move the sequences of the tables that got rows, where an index knows the highest value."""
+        grown = [table for table, figures in self._figures.items() if figures.rows_inserted or figures.rows_updated]
+        fed = [one for table in grown for one in self._sequences.get(table, ()) if one.is_indexed]
+        move_sequences(self.connection, fed)
 
     @property
     def is_open(self) -> bool:
@@ -366,6 +385,7 @@ class StreamLoader:
             for table in changes.stale:
                 self.control.mark_stale(table)
             self.control.save_position(position, changes.fresh_at, changes.repair_xid)
+            self._move_cheap_sequences()
 
 
 def translating(table: str | None = None) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
@@ -30,6 +31,8 @@ quarantine_app = typer.Typer(
     help='Rows that the target refused, where on_row_error = "quarantine".', no_args_is_help=True
 )
 app.add_typer(quarantine_app, name="quarantine")
+alert_app = typer.Typer(help="Alerts to the addresses of [alerts].", no_args_is_help=True)
+app.add_typer(alert_app, name="alert")
 Ids = Annotated[list[int] | None, typer.Argument(metavar="ID", help="Numbers that `list` shows; all by default.")]
 
 Config = Annotated[
@@ -39,6 +42,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Tables = Annotated[
     list[str] | None, typer.Argument(metavar="TABLE", help="Source tables, like public.t; all by default.")
 ]
+
+ExecutionId = Annotated[UUID | None, typer.Option("--execution-id", hidden=True, help="Its name in the record.")]
 
 
 # What typer raises for the command line has no public name; every kind of it descends from the parent of this one.
@@ -105,11 +110,17 @@ def init(
 
 
 @app.command()
-def check(config: Config = None, json: Json = False) -> None:
+def check(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also scan the tables for changes that did not move their watermark.")
+    ] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
     """Look for what would stop or slow a sync, with the SQL that mends it; writes nothing."""
     from replicator.cli.check import show_check
 
-    _exit(show_check(config, as_json=json))
+    _exit(show_check(config, deep=deep, as_json=json))
 
 
 @app.command()
@@ -128,13 +139,24 @@ def sync(
         int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
     ] = None,
     triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Bring the target to the source's present state: the nightly job."""
     from replicator.cli.sync import run_sync
 
-    _exit(run_sync(config, tables or [], full=full, jobs=jobs, triggered_by=triggered_by.value, as_json=json))
+    _exit(
+        run_sync(
+            config,
+            tables or [],
+            full=full,
+            jobs=jobs,
+            triggered_by=triggered_by.value,
+            execution_id=execution_id,
+            as_json=json,
+        )
+    )
 
 
 @app.command()
@@ -166,13 +188,24 @@ def resync(
         int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
     ] = None,
     triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Read tables whole again and exchange their contents; readers never see an empty moment."""
     from replicator.cli.resync import run_resync
 
-    _exit(run_resync(config, tables or [], yes=yes, jobs=jobs, triggered_by=triggered_by.value, as_json=json))
+    _exit(
+        run_resync(
+            config,
+            tables or [],
+            yes=yes,
+            jobs=jobs,
+            triggered_by=triggered_by.value,
+            execution_id=execution_id,
+            as_json=json,
+        )
+    )
 
 
 @app.command()
@@ -188,6 +221,7 @@ def verify(
         int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
     ] = None,
     triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -203,6 +237,7 @@ def verify(
             max_rate=max_rate,
             jobs=jobs,
             triggered_by=triggered_by.value,
+            execution_id=execution_id,
             as_json=json,
         )
     )
@@ -235,6 +270,40 @@ def health(config: Config = None, json: Json = False) -> None:
     from replicator.cli.report import show_health
 
     _exit(show_health(config, as_json=json))
+
+
+# Negative numbers are keys, not options.
+@app.command(context_settings={"ignore_unknown_options": True})
+def why(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Source table, like public.t.")],
+    key: Annotated[list[str], typer.Argument(metavar="KEY", help="The values of its key in the source, in order.")],
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Say why the target has of one row what it has: both rows, the rules between them, what the next sync does."""
+    from replicator.cli.why import show_why
+
+    _exit(show_why(config, table, key, as_json=json))
+
+
+@app.command()
+def serve(
+    listen: Annotated[bool, typer.Option("--listen", help="Keep the listener running too.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Run the nightly sync at its time, and show and start it in a browser and by a REST API."""
+    from replicator.cli.serve import run_serve
+
+    _exit(run_serve(config, listens=listen, as_json=json))
+
+
+@app.command()
+def schedule(config: Config = None, json: Json = False) -> None:
+    """Show the next five runs of `serve`, and where daylight saving bites."""
+    from replicator.cli.schedule import show_schedule
+
+    _exit(show_schedule(config, as_json=json))
 
 
 @app.command()
@@ -333,6 +402,14 @@ def quarantine_discard(
     from replicator.cli.quarantine import discard
 
     _exit(discard(config, ids or [], yes=yes, as_json=json))
+
+
+@alert_app.command("test")
+def alert_test(config: Config = None, json: Json = False) -> None:
+    """Send a test alert to every address of [alerts]."""
+    from replicator.cli.alert import send_test
+
+    _exit(send_test(config, as_json=json))
 
 
 def _exit(code: int) -> None:

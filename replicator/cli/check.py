@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from replicator.capture.pull import Access
+from replicator.catalog import read_expressions
 from replicator.cli.output import as_text, print_json
 from replicator.cli.session import open_settings, open_target
 from replicator.db import Connection, closing, connect, translated
@@ -26,7 +27,7 @@ from replicator.preflight.server import (
     read_server_facts,
 )
 from replicator.preflight.stream import check_stream
-from replicator.preflight.table import check_foreign_keys, check_plan
+from replicator.preflight.table import check_expressions, check_foreign_keys, check_plan
 from replicator.preparation import choose_digest, open_access
 from replicator.rights import TargetRights
 from replicator.settings import Settings
@@ -34,10 +35,13 @@ from replicator.settings import Settings
 _KEYS = ("id", "severity", "table", "message", "mend")
 
 
-def show_check(config: Path | None, *, as_json: bool) -> int:
-    """Print what would stop or slow a sync; return 0, or 4 when there is an error among it."""
+def show_check(config: Path | None, *, deep: bool, as_json: bool) -> int:
+    """Print what would stop or slow a sync; return 0, or 4 when there is an error among it.
+
+    deep: also say which watermarks can be trusted.
+    """
     settings = open_settings(config)
-    findings = _Check(settings).run()
+    findings = _Check(settings, deep=deep).run()
     if as_json:
         print_json({"findings": [{key: getattr(finding, key) for key in _KEYS} for finding in findings]})
     else:
@@ -49,8 +53,8 @@ def show_check(config: Path | None, *, as_json: bool) -> int:
 class _Check:
     """One preflight: what it opened, and what it found."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, *, deep: bool) -> None:
+        self.settings, self.deep = settings, deep
         self.findings: list[Finding] = []
 
     def run(self) -> list[Finding]:
@@ -110,8 +114,13 @@ class _Check:
 
     def _check_plan(self, access: Access, source: Connection, target: Connection, strict: ServerFacts | None) -> None:
         """Look at every table. strict: the target's facts where its foreign keys cannot be switched off."""
-        plan = make_plan(self.settings, access, source, target)
-        self.findings += check_plan(plan)
+        plan = make_plan(self.settings, access, source, target, deep=self.deep)
+        self.findings += check_plan(plan, deep=self.deep)
+        with translated("source"):
+            there = read_expressions(source, [table.relation.oid for table in plan.tables if table.relation])
+        with translated("target"):
+            here = read_expressions(target, [table.existing.oid for table in plan.tables if table.existing])
+        self.findings += check_expressions(plan.tables, there, here)
         if strict is not None:
             with translated("target"):
                 self.findings += check_foreign_keys(target, plan.tables, grant_replica_role(strict))

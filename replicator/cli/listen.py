@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from replicator.cli.output import print_json, print_table
-from replicator.cli.session import open_settings, open_target
+from replicator.cli.session import alarm_beside, open_run, open_settings
 from replicator.cli.sync import stop_on_signal
 from replicator.errors import EXIT_OK, UsageError
 from replicator.listener import Listener
@@ -27,7 +27,7 @@ def run_listen(
     lsn = None if until_lsn is None else _read_lsn(until_lsn)
     settings = open_settings(config)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    with open_target(settings) as conninfo, stop_on_signal() as stop:
+    with open_run(settings) as conninfo, alarm_beside(settings, conninfo), stop_on_signal() as stop:
         listener = Listener(
             settings,
             conninfo,

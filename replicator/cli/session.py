@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,6 +36,59 @@ def open_target(settings: Settings) -> Iterator[str]:
 
     with lease(settings.data_dir) as embedded:
         yield embedded
+
+
+@contextmanager
+def open_run(settings: Settings) -> Iterator[str]:
+    """Yield the target's connection string to a command whose end is told: in the metrics file, and by alerts.
+
+    What it did or raised stays as it is, whatever becomes of the telling.
+    """
+    error: Exception | None = None
+    told = False
+    try:
+        with open_target(settings) as conninfo:
+            try:
+                yield conninfo
+            except Exception as raised:
+                error = raised
+                raise
+            finally:
+                told = True
+                _tell_end(settings, conninfo, error)
+    except Exception as raised:
+        if not told:
+            _tell_end(settings, None, raised)
+        raise
+
+
+def _tell_end(settings: Settings, conninfo: str | None, error: Exception | None) -> None:
+    if conninfo is not None and settings.metrics_textfile is not None:
+        from replicator.observe import write_metrics
+
+        write_metrics(settings, conninfo)
+    if settings.alerts.urls:
+        from replicator.alerts import check_after
+
+        check_after(settings, conninfo, error)
+
+
+@contextmanager
+def alarm_beside(settings: Settings, conninfo: str) -> Iterator[None]:
+    """Look for incidents beside the block for as long as it runs, if there is anybody to tell."""
+    if not settings.alerts.urls:
+        yield
+        return
+    from replicator.alerts import Alarm
+
+    ended = threading.Event()
+    thread = threading.Thread(target=Alarm(settings, conninfo).watch, args=(ended,), name="alarm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=30.0)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from replicator.cli.output import describe_error, print_error, print_json, print_table, shows_progress
-from replicator.cli.session import open_settings, open_target
+from replicator.cli.session import open_run, open_settings
 from replicator.pipeline import sync
 from replicator.run import ProgressHook, RunResult
 
@@ -19,11 +20,18 @@ _COLUMNS = ("table", "status", "load", "strategy", "read", "inserted", "updated"
 
 
 def run_sync(
-    config: Path | None, tables: Sequence[str], *, full: bool, jobs: int | None, triggered_by: str, as_json: bool
+    config: Path | None,
+    tables: Sequence[str],
+    *,
+    full: bool,
+    jobs: int | None,
+    triggered_by: str,
+    as_json: bool,
+    execution_id: uuid.UUID | None = None,
 ) -> int:
     """Run the sync and print what it did; return the exit code."""
     settings = open_settings(config)
-    with open_target(settings) as conninfo, stop_on_signal() as stop:
+    with open_run(settings) as conninfo, stop_on_signal() as stop:
         with progress_bar() as progress:
             result = sync(
                 settings,
@@ -32,6 +40,7 @@ def run_sync(
                 full=full,
                 jobs=jobs,
                 triggered_by=triggered_by,
+                execution_id=execution_id,
                 progress=progress,
                 stop=stop,
             )
@@ -93,15 +102,16 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[ProgressHook | None]:
-    """Yield a hook that moves a bar on the terminal; None where there is no terminal."""
+def progress_bar(*, of_bytes: bool = False) -> Iterator[ProgressHook | None]:
+    """Yield a hook that moves a bar on the terminal; None where there is no terminal. of_bytes: else of tables."""
     if not shows_progress():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    count = DownloadColumn() if of_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tables", total=None)
+        task = bar.add_task("read" if of_bytes else "tables", total=None)
         yield lambda _table, done, total: bar.update(task, completed=done, total=total)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 from replicator.cli.output import describe_error, print_error, print_json, print_table
-from replicator.cli.session import open_settings, open_target
+from replicator.cli.session import open_run, open_settings
 from replicator.cli.sync import progress_bar, stop_on_signal
 from replicator.judgement import Look
 from replicator.verdict import Verdict
@@ -26,12 +27,13 @@ def run_verify(
     jobs: int | None,
     triggered_by: str,
     as_json: bool,
+    execution_id: UUID | None = None,
 ) -> int:
     """Compare the tables and print how they do; return the exit code. max_rate: MB/s of each side's heap."""
     settings = open_settings(config)
     look = Look(show_values, None if max_rate is None else max_rate * 1_000_000)
-    with open_target(settings) as conninfo, stop_on_signal() as stop:
-        with progress_bar() as progress:
+    with open_run(settings) as conninfo, stop_on_signal() as stop:
+        with progress_bar(of_bytes=True) as progress:
             result = verify(
                 settings,
                 conninfo,
@@ -40,6 +42,7 @@ def run_verify(
                 look=look,
                 jobs=jobs,
                 triggered_by=triggered_by,
+                execution_id=execution_id,
                 progress=progress,
                 stop=stop,
             )

@@ -43,11 +43,27 @@ where pipeline = :'pipeline' and status = 'running' and path = any (:'paths'::te
   and execution_id <> :'execution_id'::uuid;
 
 -- name: delete_expired_batches
-delete from :"control".etl_control
-where pipeline = :'pipeline' and table_name = :'table_name' and status <> 'running'
-  and started_at < clock_timestamp() - make_interval(secs => :'keep_seconds'::float8)
-  and batch_id is distinct from (select max(k.batch_id) from :"control".etl_control k
-                   where k.pipeline = :'pipeline' and k.table_name = :'table_name' and k.status = 'success');
+-- What the deleted rows counted is kept as sums.
+with gone as (
+    delete from :"control".etl_control
+    where pipeline = :'pipeline' and table_name = :'table_name' and status <> 'running'
+      and started_at < clock_timestamp() - make_interval(secs => :'keep_seconds'::float8)
+      and batch_id is distinct from (select max(k.batch_id) from :"control".etl_control k
+                       where k.pipeline = :'pipeline' and k.table_name = :'table_name' and k.status = 'success')
+    returning *)
+insert into :"control".expired_total as t (pipeline, table_name, path, status, error_code, duration_bucket, batches, attempts,
+    duration_seconds, rows_inserted, rows_updated, rows_unchanged, rows_deleted, bytes_copied)
+select pipeline, table_name, path, status, coalesce(error_code, ''),
+       :"control".duration_bucket(coalesce(duration_seconds, 0)), count(*), sum(attempts),
+       sum(coalesce(duration_seconds, 0)), sum(rows_inserted), sum(rows_updated), sum(rows_unchanged), sum(rows_deleted),
+       sum(bytes_copied)
+from gone group by 1, 2, 3, 4, 5, 6
+on conflict (pipeline, table_name, path, status, error_code, duration_bucket) do update set
+    batches = t.batches + excluded.batches, attempts = t.attempts + excluded.attempts,
+    duration_seconds = t.duration_seconds + excluded.duration_seconds,
+    rows_inserted = t.rows_inserted + excluded.rows_inserted, rows_updated = t.rows_updated + excluded.rows_updated,
+    rows_unchanged = t.rows_unchanged + excluded.rows_unchanged, rows_deleted = t.rows_deleted + excluded.rows_deleted,
+    bytes_copied = t.bytes_copied + excluded.bytes_copied;
 
 -- name: claim_tables
 -- tables: source names. Raises each table's epoch, so that an older run can no longer write.
@@ -108,8 +124,8 @@ update :"control".etl_control set
     lsn_start = :'lsn_start'::text::pg_lsn, lsn_end = :'lsn_end'::text::pg_lsn,
     rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
     rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
-    bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb, attempts = :'attempts',
-    error_code = null, error_message = null, error_traceback = null
+    rows_quarantined = :'rows_quarantined', bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb, attempts = :'attempts',
+    error_code = null, error_message = null, error_mend = null, error_traceback = null
 where batch_id = :'batch_id';
 
 -- name: finish_repair
@@ -120,7 +136,7 @@ update :"control".etl_control set
     load_type = :'load_type', strategy = 'stream', guarantee = 'exact',
     rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
     rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
-    bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb
+    rows_quarantined = :'rows_quarantined', bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb
 where batch_id = :'batch_id';
 
 -- name: fail_batch
@@ -129,7 +145,7 @@ update :"control".etl_control set
     status = :'status', completed_at = clock_timestamp(), started_at = coalesce(:'started_at'::timestamptz, started_at),
     duration_seconds = extract(epoch from clock_timestamp() - coalesce(:'started_at'::timestamptz, started_at)),
     strategy = coalesce(:'strategy', strategy), error_code = :'error_code', error_message = :'error_message',
-    error_traceback = :'error_traceback', attempts = :'attempts'
+    error_mend = :'error_mend', error_traceback = :'error_traceback', attempts = :'attempts'
 where batch_id = :'batch_id' and status = 'running';
 
 -- name: skip_batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -12,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from ruamel.yaml import YAML
 
+from replicator.errors import EXIT_CONFIG, EXIT_USAGE
 from replicator.settings import load_settings, source_dsn
+from tests.conftest import MakeCluster
+from tests.wait import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-UNITS = ("replicator-alert@.service", "replicator-sync.service", "replicator-sync.timer")
+UNITS = ("replicator-alert@.service", "replicator-serve.service", "replicator-sync.service", "replicator-sync.timer")
+SERVICES = ("replicator-serve.service", "replicator-sync.service")
 MAX_EXPOSURE = 2.0
 
 
@@ -114,10 +120,11 @@ def test_systemd_would_notice_a_program_that_is_not_there(tree: Tree) -> None:
     assert "is not executable" in run("systemd-analyze", "verify", "--man=no", tree.unit(UNITS[1]), check=1)
 
 
-def test_the_nightly_service_is_hardly_exposed(tree: Tree) -> None:
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_is_hardly_exposed(tree: Tree, service: str) -> None:
     command = ("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={MAX_EXPOSURE * 10:.0f}")
-    report = run(*command, tree.unit("replicator-sync.service"))
-    exposure = re.search(r"Overall exposure level for replicator-sync.service: ([0-9.]+)", report)
+    report = run(*command, tree.unit(service))
+    exposure = re.search(rf"Overall exposure level for {service}: ([0-9.]+)", report)
     assert exposure is not None, report
     assert float(exposure[1]) <= MAX_EXPOSURE
 
@@ -136,8 +143,31 @@ def test_the_timer_is_punctual_and_catches_up_a_missed_night(tree: Tree) -> None
     assert (timer["Persistent"], timer["RandomizedDelaySec"], timer["AccuracySec"]) == (["yes"], ["0"], ["1s"])
 
 
-def test_the_alert_is_started_for_the_service_that_failed(tree: Tree) -> None:
-    assert read_unit(tree.unit("replicator-sync.service"))["OnFailure"] == ["replicator-alert@%n.service"]
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_alert_is_started_for_the_service_that_failed(tree: Tree, service: str) -> None:
+    assert read_unit(tree.unit(service))["OnFailure"] == ["replicator-alert@%n.service"]
+
+
+def test_both_services_live_in_the_same_sandbox(tree: Tree) -> None:
+    own = {"ExecStart", "Description", "Type", "NotifyAccess", "WatchdogSec", "Conflicts", "WantedBy"}
+    serve, sync = (
+        {
+            key: value
+            for key, value in read_unit(tree.unit(service)).items()
+            if not key.startswith(("Restart", "StartLimit"))
+        }
+        for service in SERVICES
+    )
+    assert {key: value for key, value in serve.items() if key not in own} == {
+        key: value for key, value in sync.items() if key not in own
+    }
+
+
+def test_serve_is_watched_and_started_again_and_has_the_night_to_itself(tree: Tree) -> None:
+    serve = read_unit(tree.unit("replicator-serve.service"))
+    assert (serve["Type"], serve["NotifyAccess"], serve["Restart"]) == (["notify"], ["main"], ["on-failure"])
+    assert serve["RestartPreventExitStatus"] == [f"{EXIT_USAGE} {EXIT_CONFIG}"]
+    assert serve["Conflicts"] == ["replicator-sync.timer"]
 
 
 @pytest.mark.parametrize("has_hook", [True, False])
@@ -193,6 +223,21 @@ def test_installing_twice_gives_the_same_tree(tree: Tree) -> None:
     before = tree.list()
     assert tree.install() == ""
     assert tree.list() == before
+
+
+def test_serve_takes_the_timer_s_place_and_gives_it_back(tree: Tree) -> None:
+    system = "etc/systemd/system"
+    serve, timer = (
+        f"{system}/multi-user.target.wants/replicator-serve.service",
+        f"{system}/timers.target.wants/replicator-sync.timer",
+    )
+    for options, there, gone in (((), timer, serve), (("--serve",), serve, timer), ((), timer, serve)):
+        tree.install(*options)
+        assert there in tree.files()
+        assert gone not in tree.files()
+    tree.install("--serve")
+    tree.install("--uninstall")
+    assert tree.files() == set()
 
 
 def test_installing_again_replaces_units_and_keeps_the_configuration(tree: Tree) -> None:
@@ -283,22 +328,57 @@ def test_the_compose_file_follows_the_compose_specification() -> None:
 
 
 def test_no_service_has_more_rights_than_it_needs(compose: Any) -> None:
-    forbidden = {"privileged", "cap_add", "network_mode", "pid", "ipc", "userns_mode", "devices", "ports"}
-    for service in compose["services"].values():
+    forbidden = {"privileged", "cap_add", "network_mode", "pid", "ipc", "userns_mode", "devices"}
+    for name, service in compose["services"].items():
         assert forbidden.isdisjoint(service)
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert not any("docker.sock" in volume for volume in service["volumes"])
-    nightly = compose["services"]["nightly"]
-    assert (nightly["read_only"], nightly["cap_drop"]) == (True, ["ALL"])
+        assert not any("docker.sock" in volume for volume in service.get("volumes", []))
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        if name not in ("source", "target"):
+            assert service["cap_drop"] == ["ALL"]
+    for name in ("nightly", "serve", "workload"):
+        assert compose["services"][name]["read_only"] is True
 
 
-def test_every_service_is_an_official_image_or_ours_and_tells_its_health(compose: Any) -> None:
+IMAGES = {
+    "postgres:18", "prom/prometheus", "grafana/loki", "grafana/grafana", "timberio/vector", "nats",
+}  # fmt: skip
+
+
+def test_every_service_is_a_known_image_of_a_pinned_version_or_ours(compose: Any) -> None:
     for service in compose["services"].values():
         if "build" in service:
             assert service["build"] == {"context": ".", "dockerfile": "deploy/Dockerfile"}
-        else:
-            assert service["image"] == "postgres:18"
-            assert service["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+            continue
+        name, _, version = service["image"].partition(":")
+        assert {name, service["image"]} & IMAGES
+        assert re.fullmatch(r"v?\d[\w.-]*", version)
+
+
+def test_profiles_start_what_they_say_and_nothing_else(compose: Any) -> None:
+    by_profile: dict[str, set[str]] = {}
+    for name, service in compose["services"].items():
+        for profile in service.get("profiles", [""]):
+            by_profile.setdefault(profile, set()).add(name)
+    assert by_profile == {
+        "": {"source", "target"},
+        "nightly": {"nightly"},
+        "demo": {"serve", "workload"},
+        "observability": {"prometheus", "loki", "collector", "grafana"},
+        "nats": {"nats"},
+    }
+
+
+def test_what_listens_needs_a_token_and_a_source_that_can_be_followed(compose: Any) -> None:
+    serve, source = compose["services"]["serve"], compose["services"]["source"]
+    assert serve["command"] == ["serve", "--listen"]
+    assert serve["environment"]["REPLICATOR_SERVE__TOKEN_FILE"] == "/run/secrets/api_token"
+    assert serve["secrets"] == ["api_token"]
+    assert compose["secrets"]["api_token"] == {"environment": "API_TOKEN"}
+    assert "wal_level=logical" in source["command"]
+    scrape = YAML(typ="safe").load(DEPLOY / "compose/prometheus.yml")["scrape_configs"][0]
+    assert scrape["static_configs"] == [{"targets": [f"{serve['hostname']}:8321"]}]
+    assert scrape["authorization"] == {"credentials_file": "/run/secrets/api_token"}
 
 
 def test_the_nightly_job_waits_for_both_servers_and_ends_by_itself(compose: Any) -> None:
@@ -311,14 +391,13 @@ def test_the_nightly_job_waits_for_both_servers_and_ends_by_itself(compose: Any)
 def test_data_lives_in_named_volumes_and_mounted_files_exist(compose: Any) -> None:
     named = set()
     for service in compose["services"].values():
-        for volume in service["volumes"]:
-            origin, target, *mode = volume.split(":")
+        for volume in service.get("volumes", []):
+            origin, _, *mode = volume.split(":")
             if origin.startswith("."):
                 assert (ROOT / origin).is_file()
                 assert mode == ["ro"]
             else:
                 named.add(origin)
-                assert target in ("/var/lib/postgresql", "/var/lib/replicator")
     assert named == set(compose["volumes"])
 
 
@@ -343,11 +422,123 @@ def nightly_environment(compose: Any) -> dict[str, str]:
 def test_every_password_comes_from_the_environment_and_is_in_the_example(compose: Any) -> None:
     asked = set()
     for service in compose["services"].values():
-        for name, value in service["environment"].items():
+        for name, value in service.get("environment", {}).items():
             asked.update(re.findall(r"\$\{(\w+):\?", value))
             if name.endswith("PASSWORD"):
                 assert re.fullmatch(r"\$\{\w+:\?[^}]*\}", value)
             if name.endswith("DSN"):
                 assert re.match(r"postgresql://\w+:\$\{\w+:\?[^}]*\}@", value)
+    asked |= {secret["environment"] for secret in compose["secrets"].values()}
     example = (DEPLOY / "compose/example.env").read_text()
     assert asked == set(re.findall(r"^(\w+)=$", example, re.MULTILINE))
+
+
+def test_prometheus_of_the_containers_has_the_same_rules_and_job() -> None:
+    ours, theirs = (
+        YAML(typ="safe").load(DEPLOY / name) for name in ("prometheus/prometheus.yml", "compose/prometheus.yml")
+    )
+    for config in (ours, theirs):
+        for job in config["scrape_configs"]:
+            job.pop("static_configs")
+            job.pop("authorization", None)
+    assert ours == theirs
+
+
+def test_the_demo_s_source_and_workload_work_on_a_real_server(
+    make_cluster: MakeCluster, tmp_path: Path, compose: Any
+) -> None:
+    """What the containers run at their first start, and what then writes, on a server of the same settings."""
+    settings = dict(part.split("=") for part in compose["services"]["source"]["command"] if "=" in part)
+    cluster = make_cluster(settings=settings)
+    database = cluster.create_database("app")
+    facts = conninfo_to_dict(cluster.admin_dsn(database))
+    server = {f"PG{name.upper().replace('DBNAME', 'DATABASE')}": str(value) for name, value in facts.items()}
+    server["PATH"] = f"{cluster.bin}{os.pathsep}{os.environ['PATH']}"
+    script = (DEPLOY / "compose/source.sql").read_text().replace("/sql/roles.sql", str(ROOT / "sql/source/roles.sql"))
+    first = tmp_path / "source.sql"
+    first.write_text(script)
+    run(cluster.bin / "psql", "-X", "-v", "ON_ERROR_STOP=1", "-f", first, env=server | {"READER_PASSWORD": "x" * 20})
+    with cluster.connect(database) as source:
+        role = source.execute(
+            "select rolreplication, (select count(*) from pg_publication_tables) from pg_roles"
+            " where rolname = 'replicator_reader'"
+        )
+        assert role.fetchone() == (True, 1)
+
+        def count_changed() -> int:
+            row = source.execute("select count(*) from message where body like '%!'").fetchone()
+            return 0 if row is None else int(row[0])
+
+        workload = subprocess.Popen(
+            ["/bin/sh", DEPLOY / "compose/workload.sh"], env=os.environ | server, start_new_session=True
+        )
+        try:
+            wait_until(count_changed, what="the workload changes messages")
+        finally:
+            os.killpg(workload.pid, signal.SIGKILL)
+            workload.wait()
+
+
+# ----------------------------------------------------------------------------------------------- kubernetes
+
+
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+
+
+def read_manifests(*paths: Path) -> list[dict[str, Any]]:
+    return [document for path in paths for document in YAML(typ="safe").load_all(path)]
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.34"])
+def test_kubernetes_schemas_accept_every_manifest(version: str) -> None:
+    run(find_tool("kubernetes-validate"), "--strict", "-k", version, *MANIFESTS)
+
+
+def test_pods_run_as_the_image_s_user_with_no_right_and_no_key_to_the_cluster() -> None:
+    (user,) = re.findall(r"^USER (\d+):", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    pods = [pod for document in read_manifests(*MANIFESTS) if (pod := find_pod(document))]
+    assert len(pods) == 2
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsNonRoot"]) == (int(user), True)
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "limits" in container["resources"]
+
+
+def find_pod(document: dict[str, Any]) -> Any:
+    spec = document.get("spec", {})
+    return spec.get("template", spec.get("jobTemplate", {}).get("spec", {}).get("template", {})).get("spec")
+
+
+def test_pods_refer_to_what_the_example_makes() -> None:
+    documents = read_manifests(*MANIFESTS)
+    made = {(d["kind"], d["metadata"]["name"]) for d in documents if d["kind"] in ("ConfigMap", "Secret")}
+    used = set()
+    for pod in filter(None, map(find_pod, documents)):
+        names = {volume["name"] for volume in pod["volumes"]}
+        for volume in pod["volumes"]:
+            used |= {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
+            used |= {("Secret", volume["secret"]["secretName"])} if "secret" in volume else set()
+        for container in pod["containers"]:
+            used |= {("Secret", source["secretRef"]["name"]) for source in container["envFrom"]}
+            assert {mount["name"] for mount in container["volumeMounts"]} == names
+    assert used == made
+
+
+def test_the_settings_of_the_pods_are_settings_of_ours(tmp_path: Path, own_environment: pytest.MonkeyPatch) -> None:
+    (config,) = [d for d in read_manifests(*MANIFESTS) if d["kind"] == "ConfigMap"]
+    secrets = [d["stringData"] for d in read_manifests(*MANIFESTS) if d["kind"] == "Secret"]
+    (tmp_path / "replicator.toml").write_text(config["data"]["replicator.toml"])
+    for name, value in secrets[0].items():
+        own_environment.setenv(name, value)
+    for pod in filter(None, map(find_pod, read_manifests(*MANIFESTS))):
+        for variable in pod["containers"][0]["env"]:
+            if variable["name"] != "REPLICATOR_CONFIG":
+                own_environment.setenv(variable["name"], variable["value"])
+    settings = load_settings(cwd=tmp_path)
+    assert (settings.serve.host, settings.data_dir) == ("0.0.0.0", Path("/tmp/replicator"))  # noqa: S104

@@ -1,0 +1,1 @@
+"""One process that schedules, shows and answers: scheduler, REST API, dashboard, metrics. State is in the target."""

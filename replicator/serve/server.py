@@ -1,0 +1,119 @@
+"""One serving process: HTTP in the main thread, the scheduler and what it keeps running beside it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from replicator.errors import ConfigError
+from replicator.log import get_logger
+from replicator.notify import Heart, notify_ready, notify_stopping
+from replicator.serve.app import build_app
+from replicator.serve.desk import Desk
+from replicator.serve.guard import read_token
+from replicator.serve.launcher import Launcher
+from replicator.serve.scheduler import Scheduler
+from replicator.serve.service import Service
+from replicator.serve.supervisor import Supervisor
+from replicator.serve.view import Views
+from replicator.settings import Settings
+
+# Requests under way get this long once the process is told to end.
+_GRACE_S = 5
+
+
+def serve(
+    settings: Settings,
+    target_conninfo: str,
+    config: Path | None,
+    *,
+    listens: bool,
+    stop: threading.Event,
+    on_start: Callable[[str], None],
+) -> None:
+    """Serve until a signal; then let requests, runs and the listener end. on_start: gets the URL.
+
+    stop: set by the signal's handler. Raises ConfigError for a bind that is refused.
+    """
+    import uvicorn
+
+    host = settings.serve.host
+    token = read_token(settings.serve.token_file, host)
+    listening = _bind(host, settings.serve.port)
+    log = get_logger()
+    launcher = Launcher(settings, target_conninfo, config)
+    supervisor = Supervisor(config) if listens else None
+
+    heart = Heart()
+
+    def on_tick(leads: bool) -> None:
+        if leads and supervisor is not None and not stop.is_set():
+            supervisor.ensure()
+        heart.beat()
+
+    scheduler = Scheduler(settings, target_conninfo, launcher, on_tick=on_tick)
+    thread = threading.Thread(target=scheduler.run, args=(stop,), name="scheduler", daemon=True)
+    views = Views(settings, target_conninfo)
+    service = Service(
+        settings,
+        target_conninfo,
+        Desk(settings, target_conninfo, launcher),
+        scheduler,
+        listens,
+        thread.is_alive,
+        views,
+    )
+    app = build_app(service, token, host)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_GRACE_S,
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+    )
+    url = _name_url(host, listening)
+    thread.start()
+    log.info("serve_started", url=url, listens=listens, token_set=token is not None)
+    on_start(url)
+    notify_ready(f"serving {url}")
+    try:
+        server.run(sockets=[listening])
+    finally:
+        notify_stopping()
+        stop.set()
+        log.info("serve_draining", runs=len(launcher.list_alive()))
+        thread.join()
+        if supervisor is not None:
+            supervisor.stop()
+        launcher.drain()
+        views.close()
+        log.info("serve_ended")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket. Raises ConfigError when the address is not to be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        # With its protocol named, asyncio sets TCP_NODELAY: answers would else wait 40 ms for an acknowledgement.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"serve.host and serve.port: nothing can listen at {host}, port {port}",
+            why=error.strerror or type(error).__name__,
+            mend="choose another port, or end what listens there",
+            id="port_taken",
+        ) from None
+    return bound
+
+
+def _name_url(host: str, bound: socket.socket) -> str:
+    port = bound.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

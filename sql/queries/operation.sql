@@ -1,0 +1,75 @@
+-- What metrics and alerts ask the control schema. psql: \set control replicator
+
+-- name: totals
+-- Sums over all that ever ran, kept or expired. A row that still runs counts for nothing yet.
+select table_name, path, status, error_code, duration_bucket,
+       sum(batches)::bigint as batches, sum(attempts)::bigint as attempts, sum(duration_seconds)::float8 as duration_seconds,
+       sum(rows_inserted)::bigint as rows_inserted, sum(rows_updated)::bigint as rows_updated,
+       sum(rows_unchanged)::bigint as rows_unchanged, sum(rows_deleted)::bigint as rows_deleted,
+       sum(bytes_copied)::bigint as bytes_copied
+from (
+    select table_name, path, status, coalesce(error_code, '') as error_code,
+           :"control".duration_bucket(coalesce(duration_seconds, 0)) as duration_bucket, 1 as batches, attempts,
+           coalesce(duration_seconds, 0) as duration_seconds, rows_inserted, rows_updated, rows_unchanged, rows_deleted,
+           bytes_copied
+    from :"control".etl_control where pipeline = :'pipeline' and status <> 'running'
+    union all
+    select table_name, path, status, error_code, duration_bucket, batches, attempts, duration_seconds, rows_inserted,
+           rows_updated, rows_unchanged, rows_deleted, bytes_copied
+    from :"control".expired_total where pipeline = :'pipeline') as every
+group by table_name, path, status, error_code, duration_bucket;
+
+-- name: lag
+-- Of the table that is furthest behind.
+select extract(epoch from clock_timestamp() - min(fresh_as_of))::float8 as lag_seconds
+from :"control".vw_table_freshness where pipeline = :'pipeline';
+
+-- name: successes
+-- Up to when each table is known to be right: its last success, or where its stream stands.
+select s.table_name, extract(epoch from greatest(
+           (select max(c.completed_at) from :"control".etl_control c
+            where c.pipeline = s.pipeline and c.table_name = s.table_name and c.status = 'success'),
+           (select l.fresh_at from :"control".listener l join :"control".stream_table t using (pipeline)
+            where l.pipeline = s.pipeline and t.table_name = s.table_name and l.position is not null)))::float8 as success_at
+from :"control".table_state s where s.pipeline = :'pipeline';
+
+-- name: mismatches
+select table_name, rows_mismatched from :"control".table_state
+where pipeline = :'pipeline' and rows_mismatched is not null;
+
+-- name: save_mismatch
+-- rows_mismatched: that differed at a comparison and were left as they are.
+update :"control".table_state set rows_mismatched = :'rows_mismatched'
+where pipeline = :'pipeline' and table_name = :'table_name';
+
+-- name: waiting
+-- Rows in quarantine, by table.
+select table_name, count(*) as rows, min(error_code) as error_code from :"control".quarantine
+where pipeline = :'pipeline' group by table_name;
+
+-- name: verdicts
+-- How each table's newest batch ended; one that still runs, or was left to the listener, says nothing.
+select distinct on (table_name) table_name, path, status, coalesce(error_code, '') as error_code,
+       coalesce(error_message, '') as error_message, completed_at
+from :"control".etl_control
+where pipeline = :'pipeline' and (status in ('success', 'failed') or status = 'skipped' and error_code is not null)
+order by table_name, batch_id desc;
+
+-- name: count_running
+-- Batches that say that they run, outside of the stream.
+select count(*) as batches from :"control".etl_control
+where pipeline = :'pipeline' and status = 'running' and path <> 'listen';
+
+-- name: list_incidents
+select kind, table_name, code, message, seen_at, told_at from :"control".incident where pipeline = :'pipeline';
+
+-- name: save_incident
+-- told_at: null until somebody was told.
+insert into :"control".incident (pipeline, kind, table_name, code, message, seen_at, told_at)
+values (:'pipeline', :'kind', :'table_name', :'code', :'message', :'seen_at', :'told_at')
+on conflict (pipeline, kind, table_name) do update set
+    code = excluded.code, message = excluded.message, told_at = excluded.told_at;
+
+-- name: delete_incident
+delete from :"control".incident
+where pipeline = :'pipeline' and kind = :'kind' and table_name = :'table_name';

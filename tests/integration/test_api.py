@@ -1,0 +1,98 @@
+"""The API keeps to its own description: schemathesis asks what the OpenAPI document allows, and what it forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import ignored_auth
+
+from tests.conftest import SharedServers
+from tests.pair import Pair
+from tests.serving import Serving, write_config
+from tests.wait import wait_until
+
+
+@pytest.fixture(scope="module")
+def serving(shared_servers: SharedServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    pair = Pair(shared_servers.get("source", 18), shared_servers.get("target", 18), tmp_path_factory.mktemp("api"))
+    pair.source.execute("create table t (id int primary key); insert into t values (1)")
+    pair.grant()
+    write_config(pair)
+    pair.run("sync")
+    with Serving(pair).wait_ready() as serving:
+        yield serving
+    pair.close()
+
+
+OPERATIONS = ("status", "tables", "runs", "run", "start_run", "start_resync", "start_verify")
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize("operation_id", OPERATIONS)
+def test_every_answer_is_one_that_the_description_names(
+    serving: Serving, operation_id: str, mode: GenerationMode
+) -> None:
+    """Also to requests that do not fit; that a run is under way (409) is an answer of its own."""
+    document = serving.api.get("/openapi.json").json()
+    # The token is always sent here; that nothing works without it has a test of its own.
+    for methods in document["paths"].values():
+        for described in methods.values():
+            assert described.pop("security")
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=serving.url)
+    operation = schema.find_operation_by_id(operation_id)
+    if mode == GenerationMode.NEGATIVE and operation_id in ("status", "tables"):
+        return
+    seen = []
+
+    @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        answer = case.call(headers={"Authorization": f"Bearer {serving.token}"}, timeout=60)
+        seen.append(answer.status_code)
+        case.validate_response(answer, excluded_checks=[ignored_auth])
+        assert answer.status_code < 500
+
+    ask()
+    assert seen
+
+
+def test_every_error_is_a_problem_document(serving: Serving) -> None:
+    asked = [
+        serving.api.get("/runs/00000000-0000-0000-0000-000000000000"),
+        serving.api.get("/runs/none"),
+        serving.api.get("/runs", params={"limit": 0}),
+        serving.api.get("/runs", params={"table": "\0"}),
+        serving.api.get("/nothing"),
+        serving.api.delete("/status"),
+        serving.api.post("/runs", content="{"),
+        serving.api.post("/runs", json={"tables": ["a.b.c.d"]}),
+        serving.api.post("/runs", json={"tables": ["--yes"], "full": "1"}),
+        httpx.get(f"{serving.url}/api/v1/status"),
+    ]
+    assert [answer.status_code for answer in asked] == [404, 422, 422, 422, 404, 405, 422, 422, 422, 401]
+    for answer in asked:
+        assert answer.headers["content-type"] == "application/problem+json"
+        problem = answer.json()
+        assert problem["status"] == answer.status_code
+        assert problem["title"]
+        assert problem["type"]
+
+
+def test_status_is_what_the_command_prints(serving: Serving) -> None:
+    running = {"status": "running"}
+    wait_until(lambda: not serving.api.get("/runs", params=running).json()["runs"], 60, what="nothing runs")
+    told = serving.api.get("/status").json()
+    printed = serving.pair.json("status")
+    assert (told["schema"], told["pipeline"], told["slot"]) == (1, printed["pipeline"], printed["slot"])
+    for ours, theirs in zip(told["tables"], printed["tables"], strict=True):
+        assert theirs.keys() <= ours.keys()
+        for key in ("table", "target", "strategy", "guarantee", "watermark", "position", "verified_through"):
+            assert ours[key] == theirs[key], key
+        assert theirs["last_run"].keys() <= ours["last_run"].keys()

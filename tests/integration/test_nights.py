@@ -1,0 +1,89 @@
+"""One run a night, by a clock that the test turns: two schedulers on one pipeline, real runs of the real command."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from replicator.serve.launcher import Launcher
+from replicator.serve.scheduler import Scheduler
+from replicator.settings import load_settings
+from tests.pair import Pair
+from tests.serving import write_config
+from tests.wait import wait_until
+
+STEP = timedelta(minutes=20)
+NIGHTS = {
+    "autumn": ["2026-10-24T00:00", "2026-10-25T00:00", "2026-10-26T01:00"],
+    "spring": ["2027-03-27T01:00", "2027-03-28T01:00", "2027-03-29T00:00"],
+}
+
+
+class Clock:
+    def __init__(self, now: str) -> None:
+        self.now = datetime.fromisoformat(now).replace(tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+class Process:
+    """What one `serve` has: a scheduler with a session of its own, and a launcher."""
+
+    def __init__(self, pair: Pair, config: Path, clock: Clock) -> None:
+        settings = load_settings(config)
+        self.launcher = Launcher(settings, pair.target_dsn, config)
+        self.scheduler = Scheduler(settings, pair.target_dsn, self.launcher, clock=clock)
+
+    def tick(self) -> None:
+        self.scheduler.tick()
+        wait_until(lambda: not self.launcher.list_alive(), 60, what="the run ends")
+
+    def close(self) -> None:
+        self.launcher.drain()
+        self.scheduler.close()
+
+
+def read_nights(pair: Pair) -> list[str]:
+    query = "select scheduled_for, exit_code from replicator.started_run order by 1"
+    rows = pair.target.execute(query).fetchall()
+    assert {code for _, code in rows} <= {0}
+    return [night.astimezone(UTC).strftime("%Y-%m-%dT%H:%M") for night, _ in rows]
+
+
+@pytest.mark.hazard("O6")
+@pytest.mark.parametrize("season", NIGHTS)
+def test_helsinki_has_one_run_a_night_whatever_its_clock_does(
+    pair: Pair, season: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O7 too: after three days switched off only the last of the missed nights is made up for."""
+    pair.source.execute("create table t (id int primary key); insert into t values (1)")
+    pair.grant()
+    write_config(pair, schedule={"timezone": "Europe/Helsinki"}, logs={"dir": ""})
+    # The runs take our environment, which holds settings of the tests.
+    for name in [name for name in os.environ if name.startswith("REPLICATOR_")]:
+        monkeypatch.delenv(name)
+    nights = list(NIGHTS[season])
+    clock = Clock(nights[0])
+    clock.now -= timedelta(hours=5)
+    processes = [Process(pair, pair.dir / "replicator.toml", clock) for _ in range(2)]
+    try:
+        end = clock.now + timedelta(hours=66)
+        while clock.now < end:
+            for process in processes:
+                process.tick()
+            clock.now += STEP
+        assert read_nights(pair) == nights
+        processes[0].scheduler.close()
+        clock.now += timedelta(days=3)
+        for process in reversed(processes):
+            process.tick()
+        made_up = clock.now.replace(hour=int(nights[-1][11:13]), minute=0)
+        assert read_nights(pair) == [*nights, made_up.strftime("%Y-%m-%dT%H:%M")]
+        assert len(pair.control_rows(triggered_by="scheduler", status="success")) == len(nights) + 1
+    finally:
+        for process in processes:
+            process.close()

@@ -1,0 +1,211 @@
+"""`replicator serve`: scheduler and API of the real command on real servers."""
+
+from __future__ import annotations
+
+import signal
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from psycopg.rows import dict_row
+
+from tests.conftest import MakePair
+from tests.pair import Pair
+from tests.serving import Serving, write_config
+from tests.wait import wait_until
+
+
+def make_source(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key, v text); insert into t values (1, 'a'), (2, 'b')")
+    pair.grant()
+
+
+def read_nights(pair: Pair) -> list[dict[str, Any]]:
+    with pair.target.cursor(row_factory=dict_row) as cursor:
+        query = "select * from replicator.started_run where scheduled_for is not null order by scheduled_for"
+        return cursor.execute(query).fetchall()
+
+
+def miss_a_night(pair: Pair) -> None:
+    """Let the schedule know of a time before last night, as if the machine had been off since."""
+    pair.run("sync")
+    cron = "insert into replicator.schedule values ('default', '0 3 * * *', 'UTC', now() - interval '3 days')"
+    pair.target.execute(cron)
+
+
+def latest_night() -> datetime:
+    now = datetime.now(UTC)
+    night = now.replace(hour=3, minute=0, second=0, microsecond=0)
+    return night if night <= now else night - timedelta(days=1)
+
+
+def test_a_run_that_is_asked_for_is_told_to_its_end_and_copies_the_table(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair)
+    with Serving(pair).wait_ready() as serving:
+        accepted = serving.api.post("/runs", json={"tables": ["public.t"]})
+        assert accepted.status_code == 202, accepted.text
+        document = serving.wait_for_run(accepted.json()["execution_id"])
+        assert document["run"]["status"] == "success"
+        assert document["run"]["triggered_by"] == "api"
+        pair.assert_equal("public.t")
+        (row,) = pair.control_rows()
+        assert str(row["execution_id"]) == accepted.json()["execution_id"]
+
+        pair.target.execute("delete from t where id = 1")
+        looked = serving.wait_for_run(serving.api.post("/verify", json={}).json()["execution_id"])
+        assert (looked["run"]["status"], looked["verdicts"][0]["missing"]) == ("different", 1)
+        again = serving.wait_for_run(serving.api.post("/resync", json={}).json()["execution_id"])
+        assert (again["run"]["path"], again["run"]["status"]) == ("resync", "success")
+        pair.assert_equal("public.t")
+        assert "replicator_run_last_success_timestamp_seconds" in serving.web.get("/metrics").text
+        serving.running.send(signal.SIGTERM)
+        finished = serving.running.wait(check=0)
+        assert serving.token not in finished.stdout + finished.stderr
+        pair.guard(finished)
+
+
+@pytest.mark.hazard("O7")
+def test_a_missed_night_is_caught_up_once_by_whichever_of_two_processes_leads(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair)
+    miss_a_night(pair)
+    with Serving(pair).wait_ready() as one, Serving(pair).wait_ready() as two:
+        (night,) = wait_until(
+            lambda: [night for night in read_nights(pair) if night["completed_at"]], 60, what="the night has run"
+        )
+        assert (night["scheduled_for"], night["exit_code"], night["attempts"]) == (latest_night(), 0, 1)
+        first, second = (one, two) if "schedule_led" in one.running.stderr else (two, one)
+        assert "schedule_led" not in second.running.stderr
+        first.close()
+        wait_until(lambda: "schedule_led" in second.running.stderr, 30, what="the other one leads")
+        assert second.api.get("/runs", params={"status": "success"}).json()["runs"][0]["triggered_by"] == "scheduler"
+    assert len(read_nights(pair)) == 1
+    assert len(pair.control_rows(triggered_by="scheduler")) == 1
+
+
+def test_a_run_beside_another_is_refused(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair)
+    pair.run("sync")
+    with Serving(pair).wait_ready() as serving:
+        pair.target.execute("begin; lock table t")
+        first = serving.api.post("/runs", json={"full": True})
+        assert first.status_code == 202
+        refused = serving.api.post("/resync", json={"tables": []})
+        assert refused.status_code == 409
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert refused.json()["type"] == "urn:replicator:error:run_held"
+        pair.target.execute("commit")
+        assert serving.wait_for_run(first.json()["execution_id"])["run"]["status"] == "success"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_night_that_is_cut_off_is_taken_up_again_by_the_next_process(pair: Pair, number: signal.Signals) -> None:
+    make_source(pair)
+    write_config(pair)
+    miss_a_night(pair)
+    pair.target.execute("begin; lock table t")
+    with Serving(pair) as serving:
+        wait_until(lambda: pair.control_rows(triggered_by="scheduler"), 60, what="the night began")
+        if number == signal.SIGTERM:
+            serving.running.send(number)
+            serving.running.wait(check=0)
+        serving.close()
+        pair.target.execute("rollback")
+    (night,) = read_nights(pair)
+    assert night["completed_at"] is None
+    with Serving(pair):
+        (night,) = wait_until(
+            lambda: [night for night in read_nights(pair) if night["completed_at"]], 60, what="the night has run"
+        )
+    assert (night["exit_code"], night["attempts"]) == (0, 2)
+
+
+def test_with_listen_the_listener_is_kept_running(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key, v text); insert into t values (1, 'a')")
+    streamed.publish()
+    write_config(streamed)
+    with Serving(streamed, "--listen").wait_ready() as serving:
+        streamed.source.execute("insert into t values (2, 'b')")
+        wait_until(lambda: streamed.target.execute("select from t").rowcount == 2, what="the row arrived")
+        assert serving.api.get("/status").json()["slot"]["active"] is True
+        serving.running.send(signal.SIGTERM)
+        serving.running.wait(check=0)
+
+
+def test_only_whom_the_contract_names_gets_in(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair)
+    with Serving(pair).wait_ready() as serving:
+        web = serving.web
+        for path in ("/api/v1/status", "/api/v1/openapi.json", "/api/anything", "/api"):
+            refused = web.get(path)
+            assert (refused.status_code, refused.headers["content-type"]) == (401, "application/problem+json")
+        for header in ("Bearer wrong", f"Basic {serving.token}", serving.token, f"Bearer {serving.token}x", "Bearer"):
+            assert web.post("/api/v1/runs", json={}, headers={"Authorization": header}).status_code == 401
+        assert web.post("/api/v1/runs", json={}, headers={"Cookie": f"token={serving.token}"}).status_code == 401
+        for host in ("evil.example", "evil.example:80", "", "127.0.0.1.evil.example", "localhost@evil", "[::1"):
+            assert serving.api.get("/status", headers={"Host": host}).status_code == 400
+            assert web.get("/livez", headers={"Host": host}).status_code == 400
+        page = web.get("/")
+        assert page.status_code == 200
+        assert "set-cookie" not in page.headers
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert serving.api.get("/status", headers={"Host": "localhost:1"}).status_code == 200
+    assert pair.control_rows() == []
+
+
+def test_beyond_loopback_every_page_needs_the_token_and_without_a_file_nothing_starts(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair, serve={"port": 0, "host": "0.0.0.0"})  # noqa: S104  # that is what is tested
+    refused = pair.run("serve", check=3)
+    assert "token_missing" in refused.stderr
+    (pair.dir / "api.token").write_text("short")
+    assert "token_weak" in pair.run("serve", check=3).stderr
+    (pair.dir / "api.token").unlink()
+    serving = Serving(pair)
+    port = httpx.URL(serving.url).port
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as web:
+        wait_until(lambda: web.get("/readyz").status_code == 200, what="serve is ready")
+        token = {"Authorization": f"Bearer {serving.token}"}
+        for path in ("/", "/runs", "/charts", "/table?name=public.t", "/metrics", "/fragments/tables", "/nothing"):
+            asked = web.get(path)
+            assert asked.status_code == 401, path
+            assert "default -" not in asked.text
+            assert "public.t" not in asked.text
+        assert web.get("/", headers=token).status_code == 200
+        assert web.get("/metrics", headers=token).status_code == 200
+        assert web.get("/static/app.js").status_code == 200
+    serving.close()
+
+
+def test_hostile_names_are_harmless_in_every_page(make_pair: MakePair) -> None:
+    """H4: names that would be markup, script or another page."""
+    pair = make_pair()
+    names = ['<img src=x onerror="alert(1)">', "a\"'b", "</td><script>alert(2)</script>", "{{ 7 * 7 }}", "a/../b?c#d&e"]
+    for number, name in enumerate(names):
+        quoted = '"' + name.replace('"', '""') + '"'
+        pair.source.execute(f'create table {quoted} (id int primary key, "<b>{number}</b>" int)'.encode())
+    pair.grant()
+    write_config(pair)
+    pair.run("sync")
+    tables = [row["table_name"] for row in pair.control_rows()]
+    execution = pair.control_rows()[0]["execution_id"]
+    with Serving(pair).wait_ready() as serving:
+        pages = [serving.web.get(path).text for path in ("/", "/runs", f"/runs/{execution}", "/fragments/tables")]
+        for table in tables:
+            assert serving.api.get("/runs", params={"table": table}).json()["runs"]
+            for path in ("/table", "/fragments/plan"):
+                page = serving.web.get(path, params={"name": table})
+                assert page.status_code == 200
+                pages.append(page.text)
+        pages.append(serving.web.get("/", params={"q": names[2]}).text)
+        pages.append(serving.web.get("/runs", params={"table": names[0]}).text)
+    assert any("{{ 7 * 7 }}" in text for text in pages)
+    for text in pages:
+        for markup in ("<img", "<script>", "<b>", "<style", " onclick", " style="):
+            assert markup not in text
