@@ -53,6 +53,8 @@ _OPEN_LIMIT_S = 10.0
 _HOLD_LIMIT_S = 3.0
 """The same while the stream is kept from landing."""
 _CHUNK_KEYS = 2000
+_REREAD_LIMIT_S = 120.0
+"""How long the listener may take to read a table without key again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,8 @@ def repair_streamed(run: Run, verdicts: Sequence[Verdict], triggered_by: str) ->
             run.batch_ids = control.start_batches(
                 run.execution_id, [verdict.table for verdict in verdicts], path=run.path, triggered_by=triggered_by
             )
-        for verdict in verdicts:
+        # Tables without a key last: they give the run's lock back.
+        for verdict in sorted(verdicts, key=lambda verdict: not jobs[verdict.table].mapping.key):
             try:
                 _Repair(run, session, source, jobs[verdict.table], identifier, verdict).execute()
             except ReplicatorError as error:
@@ -248,6 +251,8 @@ class _Repair:
         """Mend the findings, some at a time."""
         if not self.job.mapping.key:
             self._leave_to_listener()
+            self._record()
+            return
         findings = self.verdict.findings
         if findings:
             fresh = FreshReader(self.run.access, self.run.stop)
@@ -265,13 +270,23 @@ class _Repair:
         )  # fmt: skip
 
     def _leave_to_listener(self) -> None:
-        self.streams.mark_stale(self.job.table)
+        """Let the listener read the table again: its rows have no names, and only the stream knows its own points."""
+        name = self.job.table
+        self.streams.mark_stale(name)
+        # The listener reads as a run does, and would wait for this one.
+        self.session.control.release_lock("run")
+        self.run.log.info("reread_asked_for", table=name, path=self.run.path)
+        began = time.monotonic()
+        while not self.run.stop.wait(_POLL_S) and time.monotonic() - began < _REREAD_LIMIT_S:
+            table = self.streams.read_tables().get(name)
+            if table is not None and not table.is_stale:
+                return
         raise OperatorError(
-            f"{self.job.table} has no key, and a listener keeps it",
+            f"{name} has no key, and the listener has not read it again yet",
             why="its rows can only be exchanged as a whole, at a point of the stream",
-            mend="it is marked to be read again: restart the listener",
+            mend="nothing: the listener does it as soon as it can; replicator verify shows whether it has",
             id="listener_rereads",
-            table=self.job.table,
+            table=name,
         )
 
     def _mend(self, findings: Sequence[Finding], fresh: FreshReader, spellings: Sequence[str]) -> None:

@@ -260,3 +260,24 @@ def test_a_transaction_that_stays_open_hides_no_damage(streamed: Pair) -> None:
         (mended,) = pair.json("verify", "--repair")["tables"]
         assert mended["repaired"] == 1
         wait_until_equal(pair, "public.t")
+
+
+def test_a_table_without_a_key_is_mended_by_the_listener_that_keeps_it(streamed: Pair) -> None:
+    pair = streamed
+    pair.source.execute(
+        "create table bag (a int); alter table bag replica identity full; insert into bag select generate_series(1, 50)"
+    )
+    pair.publish()
+    pair.write_config(tables=["public.bag"])
+    with listening(pair):
+        wait_until_equal(pair, "public.bag")
+        pair.target.execute("insert into bag values (777); delete from bag where a = 3")
+        (found,) = pair.json("verify", check=7)["tables"]
+        assert (found["missing_rows"], found["extra_rows"]) == (1, 1)
+        pair.json("verify", "--repair")
+        pair.assert_equal("public.bag")
+        pair.target.execute("delete from bag")
+        pair.json("resync", "--yes")
+        pair.assert_equal("public.bag")
+        pair.source.execute("insert into bag values (1), (1)")
+        wait_until_equal(pair, "public.bag")
