@@ -74,6 +74,8 @@ def demo(
     stop: Annotated[
         Path | None, typer.Option("--stop", help="Stop what --keep left up in this directory.", show_default=False)
     ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Then open the dashboard on it, until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the dashboard; 0 takes a free one.")] = 8321,
     json: Json = False,
 ) -> None:
     """Show all of it on two embedded servers, in under two minutes; needs no configuration and no root."""
@@ -82,7 +84,7 @@ def demo(
     if stop is not None:
         stop_demo(stop)
         _exit(EXIT_OK)
-    _exit(run_demo(keep=keep, as_json=json))
+    _exit(run_demo(keep=keep, as_json=json, serve=serve, port=port))
 
 
 @app.command()
