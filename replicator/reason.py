@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +12,6 @@ from replicator.reading import Reading, State
 from replicator.strategy import FULL, WATERMARK
 
 Row = dict[str, Any]
-_REPAIR = "replicator verify {} --repair"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,9 @@ class Sighting:
     """Everything that was seen of one key.
 
     rows_source, rows_target: how many the key names, at most two. target_key: what the rules make of the key, None
-    where only its row would tell. lacking: columns that the target has not got yet. reading: of the next sync;
-    problem: what would stop it. last_batch: the newest row of `etl_control` for the table.
+    where only its row would tell. lacking: columns that the target has not got yet. refusal: why the source cannot
+    compute the row. reading: of the next sync; problem: what would stop it. last_batch: the newest row of `etl_control`
+    for the table.
     """
 
     table: str
@@ -75,6 +76,7 @@ class Sighting:
     target_key: tuple[str | None, ...] | None = None
     differences: list[Difference] = field(default_factory=list)
     lacking: tuple[str, ...] = ()
+    refusal: ReplicatorError | None = None
     reading: Reading | None = None
     problem: ReplicatorError | None = None
     quarantined: Row | None = None
@@ -97,14 +99,20 @@ SETTLED = frozenset({"equal", "absent", "deleted", "excluded", "kept"})
 
 def find_reason(seen: Sighting) -> Reason:
     """Return why the target has of this key what it has."""
-    settled = _find_ambiguity(seen) or _find_agreement(seen)
+    settled = _find_refusal(seen) or _find_ambiguity(seen) or _find_agreement(seen)
     if settled is not None:
         return settled
     for look in (_find_quarantine, _find_missing_target, _find_stream_reason, _find_stop, _find_next):
         reason = look(seen)
         if reason is not None:
             return _mention_failure(reason, seen)
-    return Reason("unknown", "unknown: what was seen does not explain it", _REPAIR.format(seen.table))
+    return Reason("unknown", "unknown: what was seen does not explain it", _command("verify", seen, "--repair"))
+
+
+def _find_refusal(seen: Sighting) -> Reason | None:
+    if seen.refusal is None:
+        return None
+    return Reason("refused", f"the row is in the source, and {seen.refusal.message}", seen.refusal.mend)
 
 
 def _find_ambiguity(seen: Sighting) -> Reason | None:
@@ -151,7 +159,7 @@ def _find_missing_target(seen: Sighting) -> Reason | None:
     if seen.target_exists and seen.state.snapshot_at is not None:
         return None
     what = "the table was never synced" if seen.state.snapshot_at is None else "the target table is not there"
-    return Reason("not_synced", what, f"replicator sync {seen.table}")
+    return Reason("not_synced", what, _command("sync", seen))
 
 
 def _find_stream_reason(seen: Sighting) -> Reason | None:
@@ -169,13 +177,13 @@ def _find_stream_reason(seen: Sighting) -> Reason | None:
         return Reason(
             "unknown",
             f"the row is not in the source, and {until}: its delete is on the way, or somebody else added it here",
-            _REPAIR.format(seen.table),
+            _command("verify", seen, "--repair"),
         )
     if source.is_young is False and source.satisfies:
         return Reason(
             "drifted",
             f"{until}, and this version of the row is older: the target's row was changed by somebody else",
-            _REPAIR.format(seen.table),
+            _command("verify", seen, "--repair"),
         )
     return Reason("pending", f"{until}: the change is on its way, ask again in a moment")
 
@@ -194,14 +202,19 @@ def _find_next(seen: Sighting) -> Reason | None:
     if seen.reading is None:
         return None
     last = f"the last run at {_moment(seen.state.snapshot_at)}"
-    sync = f"replicator sync {seen.table}"
+    sync = _command("sync", seen)
+    if seen.lacking:
+        told = f"the target lacks {', '.join(seen.lacking)}: the next sync alters it, and brings the row"
+        return Reason("pending", told, sync)
+    if seen.reading.load_type == FULL:
+        return Reason("pending", f"the next sync reads the whole table ({seen.reading.reason}), and brings it", sync)
     if target is None or target.deleted_at is not None:
         why = f"inserted at the source after {last}"
         if source.is_young is False:
             why = "the source had the row at the last run already: it was deleted from the target by somebody else"
+        elif source.is_young is None:
+            why = "the target does not have the row"
         return Reason("pending", f"{why}; every sync compares the keys: the next one brings it", sync)
-    if seen.reading.load_type == FULL:
-        return Reason("pending", f"the next sync reads the whole table ({seen.reading.reason}), and brings it", sync)
     # With an audit the watermark's reading is by xid too, from the last audit on.
     if source.is_due or (source.is_young and seen.reading.strategy != WATERMARK):
         return Reason("pending", f"changed at the source after {last}: the next sync brings it", sync)
@@ -216,7 +229,7 @@ def _find_removal(seen: Sighting) -> Reason:
     since = f"since the last run at {_moment(seen.state.snapshot_at)}"
     how = f"it was deleted there {since}, or added to the target by somebody else" if gone else f"it changed {since}"
     act = "marks it as deleted" if seen.deletes == "soft" else "deletes it from the target"
-    return Reason("pending", f"{why}: {how}; the next sync {act}", f"replicator sync {seen.table}")
+    return Reason("pending", f"{why}: {how}; the next sync {act}", _command("sync", seen))
 
 
 def _find_passed_over(seen: Sighting) -> Reason:
@@ -229,20 +242,20 @@ def _find_passed_over(seen: Sighting) -> Reason:
             return Reason(
                 "pending",
                 "its watermark is older than the last run; the audit of the next sync finds it, and brings it",
-                f"replicator sync {seen.table}",
+                _command("sync", seen),
             )
         audited = seen.state.audited_at
         due = None if audited is None else audited + seen.audit_every
         return Reason(
             "unmoved",
             f"it changed, and its watermark did not move: sync passes it over until the audit of {_moment(due)}",
-            f"replicator sync {seen.table} --full",
+            _command("sync", seen, "--full"),
         )
     return Reason(
         "drifted",
         "the source row is the one of the last run: the target's row was changed by somebody else, and no sync "
         "looks at it again before the source row changes",
-        _REPAIR.format(seen.table),
+        _command("verify", seen, "--repair"),
     )
 
 
@@ -255,6 +268,10 @@ def _mention_failure(reason: Reason, seen: Sighting) -> Reason:
     else:
         told = f"the last run of the table failed ({batch['error_code']}: {batch['error_message']})"
     return Reason(reason.verdict, f"{reason.sentence}; {told}", reason.mend)
+
+
+def _command(name: str, seen: Sighting, *options: str) -> str:
+    return shlex.join(["replicator", name, seen.table, *options])
 
 
 def _moment(moment: datetime | None) -> str:
