@@ -59,7 +59,7 @@ class StreamFollower:
                 collector.discard(table)
             return intake
 
-        collector = Collector(resolve, position, self.started.since, delivered)
+        collector = Collector(resolve, position, self.started.origins, delivered)
         watch = Watch(
             self.session.stack.enter_context(closing(self.access.open())),
             self.settings.slot_name,

@@ -21,7 +21,6 @@ from replicator.apply.keyed import KeyedLoad
 from replicator.apply.repair import RepairLoad
 from replicator.apply.stream_control import StreamControl
 from replicator.capture.pull import Reader
-from replicator.capture.source_state import read_end_of_wal
 from replicator.db import closing, translated
 from replicator.digest import SLOTS
 from replicator.errors import EXIT_DIFFERENT, EXIT_OK, PassingError, ReplicatorError, choose_exit_code
@@ -49,8 +48,8 @@ class VerifyResult:
 
     @property
     def exit_code(self) -> int:
-        """Return 7 when differences are left, else 0, or what the tables' errors ask for."""
-        if any(not verdict.equal for verdict in self.verdicts):
+        """Return 7 when differences are left, else 0, or what the tables' errors ask for; what is undecided is none."""
+        if any(verdict.mismatched and not verdict.is_repaired for verdict in self.verdicts):
             return EXIT_DIFFERENT
         return choose_exit_code(self.errors.values(), some_landed=bool(self.verdicts)) if self.errors else EXIT_OK
 
@@ -167,7 +166,7 @@ def note_repairs(result: VerifyResult, verdicts: Sequence[Verdict], done: RunRes
         if row is None or row["status"] != "success":
             continue
         verdict.repaired = row["rows_inserted"] + row["rows_updated"] + row["rows_deleted"]
-        verdict.is_repaired = not verdict.undecided and not verdict.is_undecided
+        verdict.is_repaired = True
 
 
 def list_streamed(run: Run, tables: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -267,8 +266,6 @@ class VerifyRound(Round):
         self.bytes_there = sum(job.mapping.relation.heap_bytes for job in jobs)
         self.bytes_read: dict[str, int] = {}
         self.queue.extend([job] for job in sorted(jobs, key=lambda job: -job.mapping.relation.heap_bytes))
-        with translated("source"):
-            self.high = read_end_of_wal(self.run.watcher)
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:
         run, (job,) = self.run, group
@@ -312,7 +309,7 @@ class VerifyRound(Round):
                 self._check_not_ahead(session, job)
                 return judge(job, reader, session, self.snapshot.facts.system_identifier, self.pipeline.look, pace)
         streamed = StreamedLook(self.run, session, job, self.snapshot.facts.system_identifier, self.pipeline.look)
-        return streamed.judge(reader, self.high, pace)
+        return streamed.judge(reader, self.end_of_wal, pace)
 
     def _check_not_ahead(self, session: Session, job: Job) -> None:
         """Raise PassingError when a sync has brought a younger snapshot meanwhile: it would look like differences."""

@@ -26,8 +26,8 @@ MUTANTS = (
         (
             Change(
                 "replicator/stream_verify.py",
-                "fresh.begin(self.job.mapping, read_open_xids(watcher), _OPEN_LIMIT_S)",
-                "fresh.begin(self.job.mapping, [], _OPEN_LIMIT_S)",
+                "is_whole = begin_after(fresh, self.job, read_open_writers(watcher, relation), _OPEN_LIMIT_S)",
+                "is_whole = begin_after(fresh, self.job, (), _OPEN_LIMIT_S)",
             ),
         ),
     ),
@@ -527,7 +527,7 @@ MUTANTS = (
         (
             Change(
                 "replicator/capture/lookup.py",
-                "return not any(xid in running or _distance(xid, next_xid) >= 0 for xid in self.xids)",
+                "return not any(xid in running or measure_xid(xid, next_xid) >= 0 for xid in self.xids)",
                 "return True",
             ),
         ),
