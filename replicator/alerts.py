@@ -183,6 +183,7 @@ class Alarm:
             successes=operation.read_successes(),
             streamed=frozenset(streamed),
             quarantined=operation.read_waiting(),
+            mismatched=operation.read_mismatches(),
             has_dead_run=has_dead_run,
             listener=listener,
             slot=slot,

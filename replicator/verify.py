@@ -16,6 +16,7 @@ from uuid import UUID
 from replicator.apply.control import Control
 from replicator.apply.job import Job, Session
 from replicator.apply.keyed import KeyedLoad
+from replicator.apply.operation import Operation
 from replicator.apply.repair import RepairLoad
 from replicator.apply.stream_control import StreamControl
 from replicator.capture.pull import Reader
@@ -276,6 +277,8 @@ class VerifyRound(Round):
             verdict = self._judge(job, reader, session)
             if verdict.equal:
                 session.control.save_proof(job.table, range(SLOTS), self.snapshot.facts.clock)
+            operation = Operation(session.connection, session.control.schema, session.control.pipeline)
+            operation.save_mismatch(job.table, 0 if verdict.equal else verdict.mismatched)
         self.pipeline.verdicts[job.table] = verdict
         run.log.info(
             "table_verified",
