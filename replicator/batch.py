@@ -119,5 +119,6 @@ class Figures:
             "rows_unchanged": self.rows_unchanged,
             "rows_deleted": self.rows_deleted,
             "rows_missed_before": self.rows_missed_before,
+            "rows_quarantined": self.rows_quarantined,
             "bytes_copied": self.bytes_copied,
         }

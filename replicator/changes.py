@@ -47,9 +47,13 @@ class Changes:
         return not self.segments and self.position is None
 
 
-def split_gone(segment: Segment) -> tuple[Segment, Segment]:
-    """Return a segment of a table with a key as two: what is gone, and what is written. The first empties the table."""
-    assert isinstance(segment.fold, KeyedFold)
+def split_gone(segment: Segment) -> tuple[Segment | None, Segment]:
+    """Return a segment as two: what is gone, and what is written. The first empties the table.
+
+    None for the first of a table without a key: its images come and go together.
+    """
+    if not isinstance(segment.fold, KeyedFold):
+        return None, segment
     gone = KeyedFold(truncated=segment.fold.truncated)
     written = KeyedFold()
     for key, row in segment.fold.rows.items():
@@ -58,11 +62,10 @@ def split_gone(segment: Segment) -> tuple[Segment, Segment]:
 
 
 def halve(segment: Segment) -> tuple[Segment, Segment] | None:
-    """Return a segment of a table with a key as two of half its rows; None when one row, or none, is left."""
-    assert isinstance(segment.fold, KeyedFold)
-    rows = list(segment.fold.rows.items())
-    if len(rows) < 2:
+    """Return a segment of a table with a key as two of half its rows; None when there is nothing to halve."""
+    if not isinstance(segment.fold, KeyedFold) or len(segment.fold.rows) < 2:
         return None
+    rows = list(segment.fold.rows.items())
     middle = len(rows) // 2
     first = KeyedFold(dict(rows[:middle]), segment.fold.truncated)
     second = KeyedFold(dict(rows[middle:]))

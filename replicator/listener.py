@@ -61,7 +61,7 @@ from replicator.patience import Patience
 from replicator.position import Lsn
 from replicator.preparation import choose_digest, open_access, prepare_jobs
 from replicator.reading import SnapshotFacts
-from replicator.relation import KIND_NAMES, PARTITIONED, TABLE
+from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.run import Run
 from replicator.settings import Settings
 from replicator.slot_copy import SlotRound, copy_in_slot
@@ -245,25 +245,25 @@ class _Session:
         require_tables(inventory)
         for error in inventory.missing.values():
             raise error
-        chosen = []
+        kinds = [table for table in inventory.tables if table.kind in (TABLE, PARTITIONED)]
+        jobs = self._prepare_jobs(kinds)
+        chosen = [table for table in kinds if jobs[table.table].mapping.relation.persistence == LOGGED]
         for table in inventory.tables:
-            if table.kind in (TABLE, PARTITIONED):
-                chosen.append(table)
-            else:
-                self.log.info("table_skipped", table=table.table, reason=f"a {KIND_NAMES[table.kind]} has no stream")
+            if table not in chosen:
+                kind = KIND_NAMES[table.kind] if table not in kinds else "table that is unlogged"
+                self.log.info("table_skipped", table=table.table, reason=f"a {kind} has no stream")
         if not chosen:
             raise ConfigError(
                 "none of the configured tables has a stream",
-                why="views, materialized views and foreign tables are not published",
-                mend="name their tables under [[tables]]; views stay with `replicator sync`",
+                why="views, materialized views, foreign and unlogged tables are not published",
+                mend="name other tables under [[tables]]; these stay with `replicator sync`",
                 id="no_tables",
             )
-        self._publish(chosen)
+        self._publish(chosen, {table.table: jobs[table.table] for table in chosen})
         return chosen
 
-    def _publish(self, chosen: Sequence[Chosen]) -> None:
+    def _publish(self, chosen: Sequence[Chosen], jobs: Mapping[str, Job]) -> None:
         """Check that every table's changes can be told, and bring the publication up to them."""
-        jobs = self._prepare_jobs(chosen)
         with translated("source"):
             identities = read_identities(self.watcher, [job.mapping.relation.oid for job in jobs.values()])
             published = []
@@ -566,6 +566,9 @@ class _Session:
             finally:
                 watch.finish()
                 loading.finish()
+                if loading.error is None:
+                    with suppress(psycopg.Error, ReplicatorError):
+                        loader.move_sequences()
                 sender.confirm(loading.position)
                 sender.stop()
                 self.listener.result.position = loading.position
@@ -636,9 +639,12 @@ class _Session:
         )
         for name, table in self.tables.items():
             loader.introduce(table.job, VERSION)
+            loader.follow_sequences(name, table.sequences)
             with translated("source"):
                 spellings = spell_key(self.watcher, table.job)
             lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings)
+        # What a killed listener had left to its end.
+        loader.move_sequences()
         return loader
 
     def _streams_binary(self) -> bool:
@@ -684,6 +690,8 @@ class _Session:
         for table, figures in landed.figures.items():
             self.listener.result.rows[table] = self.listener.result.rows.get(table, 0) + figures.rows_extracted
             self.log.debug("batch_loaded", table=table, path="listen", lsn=str(landed.position), **figures.counts())
+        for table, rows in landed.corrected.items():
+            self.log.warning("refused_rows_corrected", table=table, path="listen", rows=rows)
         self.listener.result.transactions += landed.transactions
         self.listener.patience.renew()
         if landed.figures:

@@ -13,7 +13,15 @@ from psycopg import sql
 from replicator.apply.control import Control, TableRecord, list_landed
 from replicator.apply.evolve import Evolution
 from replicator.apply.job import Job
-from replicator.apply.target import check_apart, fit_reading, plan_job_enums, plan_target, write_enum_ddl
+from replicator.apply.sequence import Fed, find_sequences, list_left
+from replicator.apply.target import (
+    check_apart,
+    fit_reading,
+    plan_job_enums,
+    plan_target,
+    spell_columns,
+    write_enum_ddl,
+)
 from replicator.apply.types import EnumChange, Resolved
 from replicator.capture.pull import Access, is_standby, observe, since_mark, since_xid, take_snapshot
 from replicator.catalog import find_relations, read_relations
@@ -25,7 +33,8 @@ from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
 from replicator.rights import TargetRights, find_read_gaps
 from replicator.settings import Settings
-from replicator.strategy import FULL, XMIN
+from replicator.strategy import FULL, XMIN, watermark_slack
+from replicator.trust import Trust, choose_reference
 
 # Rows of a heap up to this size are counted: a scan of that many cached bytes takes a fraction of a second.
 COUNTED_HEAP_BYTES = 64 * 1024**2
@@ -46,7 +55,10 @@ class Estimate:
 
 @dataclass
 class TablePlan:
-    """What would happen to one table, as far as it could be found out; error: what would stop it."""
+    """What would happen to one table, as far as it could be found out; error: what would stop it.
+
+    left_sequences: those that `sync_sequences` cannot move. trust: None without a watermark.
+    """
 
     table: str
     chosen: Chosen | None = None
@@ -56,6 +68,8 @@ class TablePlan:
     existing: Relation | None = None
     types: dict[str, Resolved] = field(default_factory=dict)
     ddl: tuple[str, ...] = ()
+    left_sequences: tuple[Fed, ...] = ()
+    trust: Trust | None = None
     estimate: Estimate | None = None
     error: ReplicatorError | None = None
 
@@ -80,13 +94,20 @@ def forbid_writing(connection: Connection) -> None:
 
 
 def make_plan(
-    settings: Settings, access: Access, source: Connection, target: Connection, names: Sequence[str] = ()
+    settings: Settings,
+    access: Access,
+    source: Connection,
+    target: Connection,
+    names: Sequence[str] = (),
+    *,
+    deep: bool = False,
 ) -> Plan:
     """Return the plan of the next sync of every table, or of those named.
 
-    source, target: sessions outside any transaction. Raises our errors when not even a list of tables can be made.
+    source, target: sessions outside any transaction. deep: look at every row version, however many there are. Raises
+    our errors when not even a list of tables can be made.
     """
-    planner = _Planner(settings, access, source, target)
+    planner = _Planner(settings, access, source, target, deep=deep)
     with translated("source"):
         inventory = take_inventory(source, settings, names)
     tables = [planner.plan_table(chosen) for chosen in planner.look_at(inventory.tables)]
@@ -98,8 +119,10 @@ def make_plan(
 class _Planner:
     """The two sessions, and what is the same for all tables."""
 
-    def __init__(self, settings: Settings, access: Access, source: Connection, target: Connection) -> None:
-        self.access, self.source, self.target = access, source, target
+    def __init__(
+        self, settings: Settings, access: Access, source: Connection, target: Connection, *, deep: bool
+    ) -> None:
+        self.access, self.source, self.target, self.deep = access, source, target, deep
         with translated("source"):
             forbid_writing(source)
             source.execute("SET row_security = off")
@@ -141,6 +164,7 @@ class _Planner:
                 self._fit_target(plan, job)
             with translated("source", chosen.table):
                 plan.estimate = self._estimate(job, plan.reading)
+                plan.trust = self._judge_watermark(job)
         except ReplicatorError as error:
             plan.error = error
         return plan
@@ -176,6 +200,14 @@ class _Planner:
         gap = self.rights.find_table_gap(job.table, job.target, evolution, plan.existing, enums)
         if gap is not None:
             raise gap
+        if plan.existing is not None and job.settings.sync_sequences:
+            plan.left_sequences = tuple(list_left(self._find_sequences(job, plan.existing)))
+
+    def _find_sequences(self, job: Job, existing: Relation) -> list[Fed]:
+        names = {output.name for output in job.mapping.outputs}
+        spellings = spell_columns(self.target, existing)
+        copied = {name: spelling for name, spelling in spellings.items() if name in names}
+        return find_sequences(self.target, job.table, existing, copied)
 
     def _write_ddl(self, enums: Sequence[EnumChange], evolution: Evolution) -> tuple[str, ...]:
         """Return the DDL as text; what an earlier table has said already (a schema, an enum) is not said again."""
@@ -198,6 +230,25 @@ class _Planner:
             rows = None
         data_bytes = None if rows is None else rows * width_bytes
         return Estimate(rows, data_bytes, relation.heap_bytes if relation.is_heap else None)
+
+    def _judge_watermark(self, job: Job) -> Trust | None:
+        """Count the row versions written since the last sync, and those of them that it would not tell apart."""
+        mapping, state = job.mapping, job.record.state
+        if mapping.watermark is None:
+            return None
+        column, slack = mapping.watermark.name, watermark_slack(mapping, job.settings)
+        reference = choose_reference(mapping, state, self.facts, job.fingerprint, self.observations, slack)
+        if isinstance(reference, str):
+            return Trust(column, unknown=reference)
+        if not self.deep and mapping.relation.heap_bytes > COUNTED_HEAP_BYTES:
+            return Trust(column, unknown="that takes a scan of the whole table: replicator check --deep")
+        counts = sql.SQL(
+            "count(*) AS row_versions, count(*) FILTER (WHERE NOT ({})) AS unmoved,"
+            " count(*) FILTER (WHERE {} IS NULL) AS unstamped"
+        ).format(since_mark(mapping, reference), sql.Identifier(column))
+        row = self.source.execute(mapping.select([counts], since_xid(reference))).fetchone()
+        assert row is not None
+        return Trust(column, state.snapshot_at, **row)
 
     def _count(self, query: sql.Composed) -> int:
         row = self.source.execute(query).fetchone()

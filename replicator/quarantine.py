@@ -70,6 +70,7 @@ class _Retry:
             Control(self.target, schema, pipeline),
             StreamControl(self.target, schema, pipeline),
         )
+        self.staging = Staging(self.target)
         self.delivered = Delivered()
         self.lookup = Lookup(self.access, self.delivered, threading.Event())
         stack.callback(self.lookup.close)
@@ -83,11 +84,19 @@ class _Retry:
 
     def land(self, row: Row) -> None:
         """Write one row as the source has it now."""
+        landed = False
+        try:
+            self._write(row)
+            landed = True
+        finally:
+            self.staging.settle(committed=landed)
+
+    def _write(self, row: Row) -> None:
         live = self._open_table(row["table_name"])
         texts = [None if text is None else text.encode() for text in row["key"]]
         key = tuple(texts) if len(texts) > 1 else texts[0]
         fold = KeyedFold({key: UNKNOWN})
-        load = KeyedChanges(self.target, Staging(self.target), live, Segment(VERSION, fold), Figures(), self.lookup)
+        load = KeyedChanges(self.target, self.staging, live, Segment(VERSION, fold), Figures(), self.lookup)
         with translated("target", live.job.table), self.target.transaction():
             # First the lock: a batch of the stream that let a change of this row wait has landed by then, and the
             # row is read in a snapshot that sees every transaction which was open at this moment.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 TABLE, PARTITIONED, VIEW, MATVIEW, FOREIGN = "r", "p", "v", "m", "f"
+LOGGED = "p"
+"""The persistence of what is in the WAL."""
 KIND_NAMES = {
     TABLE: "table",
     PARTITIONED: "partitioned table",

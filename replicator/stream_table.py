@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from replicator.apply.job import Job
+from replicator.apply.sequence import Fed, find_sequences
 from replicator.apply.target import describe_target, plan_target
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
@@ -15,23 +16,28 @@ from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError
 from replicator.inventory import Chosen
-from replicator.relation import PARTITIONED
+from replicator.relation import PARTITIONED, Column
 from replicator.rules import TEXT_OID, compile_cell_rule, expression_masks, needs_source
 
-_GENERATED_SINCE = 180000
+GENERATED_SINCE = 180000
+"""The server version from which a publication can hold stored generated columns."""
 VERSION = 1
 """Every table has one shape in a session: with another one it is read again, in the next session."""
 
 
 @dataclass(frozen=True)
 class StreamedTable:
-    """A table of the stream. expected: (type OID, type modifier) of the columns that should come, by name."""
+    """A table of the stream.
+
+    expected: (type OID, type modifier) of the columns that should come, by name. sequences: of the target, to be moved.
+    """
 
     chosen: Chosen
     job: Job
     layout: Layout
     shape: Shape
     expected: dict[str, tuple[int, int]]
+    sequences: tuple[Fed, ...] = ()
 
     def make_intake(self, message: RelationMessage) -> Intake | None:
         """Return the intake for a relation of this table.
@@ -78,8 +84,7 @@ def make_streamed(
     mapping = job.mapping
     by_name = {output.name: output for output in mapping.outputs}
     outputs = [by_name[column.name] for column in shaped.columns]
-    _check_key(job)
-    lists_generated = published is not None and version >= _GENERATED_SINCE
+    check_key(job)
     from_source = needs_source(mapping, job.settings)
     rules = {
         place: rule
@@ -96,21 +101,31 @@ def make_streamed(
         key=tuple(names.index(name) for name in mapping.key),
         from_source=from_source,
     )
-    expected = {
-        column.name: (column.type_oid, column.typmod)
-        for column in mapping.relation.columns
+    expected = {column.name: (column.type_oid, column.typmod) for column in expect_columns(job, published, version)}
+    check_rereads(job, find_unsent(job, layout.columns, expected))
+    spellings = {column.name: column.spelling for column in shaped.columns}
+    fed = find_sequences(target, job.table, existing, spellings) if job.settings.sync_sequences else []
+    return StreamedTable(chosen, job, layout, shape, expected, tuple(fed))
+
+
+def expect_columns(job: Job, published: tuple[str, ...] | None, version: int) -> list[Column]:
+    """Return the columns that the stream brings. published, version: see `make_streamed`."""
+    lists_generated = published is not None and version >= GENERATED_SINCE
+    return [
+        column
+        for column in job.mapping.relation.columns
         if (published is None or column.name in published) and (not column.generated or lists_generated)
-    }
-    _check_rereads(job, layout, expected)
-    return StreamedTable(chosen, job, layout, shape, expected)
-
-
-def _check_rereads(job: Job, layout: Layout, expected: Collection[str]) -> None:
-    """Raise ConfigError for a table without a key whose rows the stream does not bring whole."""
-    unsent = [
-        name for place, name in enumerate(layout.columns) if place not in layout.constant and name not in expected
     ]
-    if layout.key or not (layout.from_source or unsent):
+
+
+def find_unsent(job: Job, columns: Iterable[str], expected: Collection[str]) -> list[str]:
+    """Return which of the columns that are written the stream does not bring, though their values are wanted."""
+    return [name for name in columns if job.settings.mask.get(name) != "null" and name not in expected]
+
+
+def check_rereads(job: Job, unsent: Sequence[str]) -> None:
+    """Raise ConfigError for a table without a key whose rows the stream does not bring whole."""
+    if job.mapping.key or not (unsent or needs_source(job.mapping, job.settings)):
         return
     raise ConfigError(
         f"{job.table} has no key, and the stream does not bring its rows whole",
@@ -130,7 +145,8 @@ def spell_key(source: Connection, job: Job) -> list[str]:
     return format_types(source, [(oid, -1) for oid in oids])
 
 
-def _check_key(job: Job) -> None:
+def check_key(job: Job) -> None:
+    """Raise ConfigError for a key that the stream cannot follow."""
     masks = expression_masks(job.settings)
     masked = [output.source.name for output in job.mapping.key_outputs if output.source.name in masks]
     if masked:

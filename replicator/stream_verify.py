@@ -28,7 +28,7 @@ from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.apply.target import take_replica_role
 from replicator.batch import Figures
 from replicator.capture.copyout import copy_out
-from replicator.capture.lookup import FreshReader, match_keys, read_open_xids
+from replicator.capture.lookup import TRANSACTION_OPEN, FreshReader, match_keys, read_open_xids
 from replicator.capture.pull import Reader, read_system_identifier
 from replicator.capture.source_state import read_end_of_wal
 from replicator.db import Connection, closing, translate, translated
@@ -47,8 +47,10 @@ from replicator.verdict import Verdict
 LOOKS = 5
 _POLL_S = 0.05
 _STALLED_S = 60.0
-_OPEN_LIMIT_S = 20.0
+_OPEN_LIMIT_S = 10.0
+"""How long a transaction that is open on the source is waited for; a longer one leaves what differs undecided."""
 _HOLD_LIMIT_S = 3.0
+"""The same while the stream is kept from landing."""
 _CHUNK_KEYS = 2000
 
 
@@ -100,11 +102,16 @@ class StreamedLook:
             if self.run.stop.wait(_POLL_S):
                 raise PassingError("the run was stopped", why="a signal asked the process to end", id="interrupted")
 
-    def _look_again(self, fresh: FreshReader, watcher: Connection) -> Verdict:
-        """Compare once more, in a snapshot that sees all that the target holds by now."""
-        with translated("source", self.job.table):
-            fresh.begin(self.job.mapping, read_open_xids(watcher), _OPEN_LIMIT_S)
-            high = read_end_of_wal(watcher)
+    def _look_again(self, fresh: FreshReader, watcher: Connection) -> Verdict | None:
+        """Compare once more, in a snapshot that sees all that the target holds by now; None where none can be had."""
+        try:
+            with translated("source", self.job.table):
+                fresh.begin(self.job.mapping, read_open_xids(watcher), _OPEN_LIMIT_S)
+                high = read_end_of_wal(watcher)
+        except PassingError as error:
+            if error.id != TRANSACTION_OPEN:
+                raise
+            return None
         self._wait_for(high)
         try:
             with still(self.session):
@@ -117,6 +124,8 @@ class StreamedLook:
         confirmed: dict[Key, Finding] = {}
         for _ in range(LOOKS):
             again = self._look_again(fresh, watcher)
+            if again is None:
+                break
             seen = {finding.key: finding for finding in again.findings}
             verdict.rows_source, verdict.rows_target = again.rows_source, again.rows_target
             moved = {}
@@ -138,6 +147,8 @@ class StreamedLook:
         before = verdict
         for _ in range(LOOKS):
             again = self._look_again(fresh, watcher)
+            if again is None:
+                break
             verdict.rows_source, verdict.rows_target = again.rows_source, again.rows_target
             verdict.missing_rows, verdict.extra_rows = again.missing_rows, again.extra_rows
             if again.equal or again.digests == before.digests:
@@ -207,14 +218,17 @@ class _Repair:
         """Mend the findings, some at a time."""
         if not self.job.mapping.key:
             self._leave_to_listener()
-        fresh = FreshReader(self.run.access, self.run.stop)
-        try:
-            findings = self.verdict.findings
-            spellings = spell_key(self.source, self.job)
-            for start in range(0, max(1, len(findings)), _CHUNK_KEYS):
-                self._mend(findings[start : start + _CHUNK_KEYS], fresh, spellings)
-        finally:
-            fresh.close()
+        findings = self.verdict.findings
+        if findings:
+            fresh = FreshReader(self.run.access, self.run.stop)
+            try:
+                spellings = spell_key(self.source, self.job)
+                for start in range(0, len(findings), _CHUNK_KEYS):
+                    self._mend(findings[start : start + _CHUNK_KEYS], fresh, spellings)
+            finally:
+                fresh.close()
+        else:
+            self._record()
         self.run.log.info(
             "table_repaired", table=self.job.table, path=self.run.path, rows_undecided=len(self.verdict.undecided),
             **self.figures.counts(),
@@ -243,20 +257,21 @@ class _Repair:
                 try:
                     fresh.begin(self.job.mapping, read_open_xids(self.source), _HOLD_LIMIT_S)
                 except PassingError as error:
-                    if error.id != "transaction_open":
+                    if error.id != TRANSACTION_OPEN:
                         raise
                     moved = [finding.key for finding in findings]
                 else:
                     moved = self._write(findings, table, fresh, spellings)
                     fresh.end()
-            control.finish_repair(
-                self.run.batch_ids[self.job.table],
-                self.started_at,
-                self.figures,
-                load_type=FULL if self.run.path == "resync" else INCREMENTAL,
-            )
+            self._record()
         self.verdict.undecided += moved
         self.verdict.findings = [finding for finding in self.verdict.findings if finding.key not in set(moved)]
+
+    def _record(self) -> None:
+        load_type = FULL if self.run.path == "resync" else INCREMENTAL
+        self.session.control.finish_repair(
+            self.run.batch_ids[self.job.table], self.started_at, self.figures, load_type=load_type
+        )
 
     def _write(
         self, findings: Sequence[Finding], table: TargetTable, fresh: FreshReader, spellings: Sequence[str]

@@ -81,7 +81,11 @@ class TableSettings(Section):
         default="key",
         description="Indexes made on a new target table: key, or all of the source's secondary indexes too.",
     )
-    sync_sequences: bool = Field(default=False, description="Set sequences owned by the table to the source's values.")
+    sync_sequences: bool = Field(
+        default=False,
+        description="Move the sequences of the target's serial, identity and default columns past the highest copied "
+        "value, so that the target can take the source's place.",
+    )
     retention_days: Days = Field(default=90, description="Days that rows of etl_control are kept.")
     key: SomeNames | None = Field(
         default=None,

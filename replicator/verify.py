@@ -103,7 +103,7 @@ def _repair(
     look: Run,
 ) -> None:
     pulled = [verdict for verdict in uneven if verdict.table not in streamed]
-    followed = [verdict for verdict in uneven if verdict.table in streamed]
+    followed = [verdict for verdict in uneven if verdict.table in streamed and verdict.mismatched]
     run = Run(settings, target_conninfo, full=False, jobs=look.jobs, stop=look.stop, path="repair")
     result.execution_id = run.execution_id
     if pulled:

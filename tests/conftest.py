@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers import Container, engine_answers
+from tests.launcher import AFRESH
 from tests.pair import Pair
 from tests.servers import VERSIONS, Cluster, Server, Workspace, find_versions, open_workspace
 
@@ -41,10 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make one workspace for all workers, and keep the caller's PostgreSQL settings out of the tests."""
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
+    if config.getoption("--matrix"):
+        os.environ[AFRESH] = "1"
     if not hasattr(config, "workerinput"):
         stack = contextlib.ExitStack()
         config.add_cleanup(stack.close)
-        os.environ[WORKSPACE] = str(stack.enter_context(open_workspace()).path)
+        os.environ[WORKSPACE] = str(stack.enter_context(open_workspace(in_memory=True)).path)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

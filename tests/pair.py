@@ -15,7 +15,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, dict_row
 
+from tests.launcher import kill_group, start_command
 from tests.servers import PINNED, Server
 from tests.wait import wait_until
 
@@ -62,15 +62,13 @@ class Finished:
 class Running:
     """A command of the tool that is still at work, in a process group of its own; streams go to files."""
 
-    def __init__(self, args: tuple[str, ...], folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, args: tuple[str, ...], folder: Path, environment: Mapping[str, str], *, afresh: bool = False
+    ) -> None:
         self.args = args
         stem = secrets.token_hex(4)
         self._stdout, self._stderr = folder / f"{stem}.stdout", folder / f"{stem}.stderr"
-        with self._stdout.open("wb") as out, self._stderr.open("wb") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "replicator", *args],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder, env=environment, start_new_session=True,
-            )  # fmt: skip
+        self.process = start_command(args, folder, environment, self._stdout, self._stderr, afresh=afresh)
 
     def __enter__(self) -> Self:
         return self
@@ -100,16 +98,15 @@ class Running:
     def kill(self) -> Finished:
         """Kill -9 the command and every process that it started; one that has ended is left as it is."""
         if self.running:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            kill_group(self.process)
         return self.wait()
 
     def wait(self, timeout_s: float = 60.0, *, check: int | None = None) -> Finished:
         """Wait until it ends; `check` is the exit code it must end with."""
         try:
-            self.process.wait(timeout_s)
+            finished = self._finished(self.process.wait(timeout_s))
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {timeout_s:g} s\n{self._finished(-1)}") from None
-        finished = self._finished(self.process.returncode)
         assert check is None or finished.exit_code == check, f"expected exit code {check}\n{finished}"
         return finished
 
@@ -253,9 +250,12 @@ class Pair:
         """Run `replicator ARGS --json` and return the document that it prints."""
         return self.run(*args, "--json", check=check, env=env).json()
 
-    def popen(self, *args: str, env: Mapping[str, str] | None = None) -> Running:
-        """Start `replicator ARGS` in `dir`; it is killed at the end of the test at the latest."""
-        running = Running(args, self.dir, self.environment(**(env or {})))
+    def popen(self, *args: str, env: Mapping[str, str] | None = None, afresh: bool = False) -> Running:
+        """Start `replicator ARGS` in `dir`; it is killed at the end of the test at the latest.
+
+        `afresh` starts Python for it (see `tests.launcher`), where the command line of the process matters.
+        """
+        running = Running(args, self.dir, self.environment(**(env or {})), afresh=afresh)
         self._running.append(running)
         return running
 

@@ -1,15 +1,23 @@
-"""The loading of a table with a key: upsert what changed, find deletes by hashes of keys, audit by hashes of rows."""
+"""The loading of a table with a key: upsert what changed, find deletes by hashes of keys, audit by hashes of rows.
+
+With on_row_error = "quarantine" rows that the target refuses are put aside. Whatever is in quarantine when a load
+begins is read again in it, so at its end quarantine holds what was refused now, and no more.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import psycopg
 from psycopg import sql
 
-from replicator.apply import merge
+from replicator.apply import merge, sieve_merge
 from replicator.apply.comparison import Comparison, Pace, find_heap_bytes
+from replicator.apply.encode import encode_rows
+from replicator.apply.sieve import Sieve
+from replicator.apply.stream_control import StreamControl
 from replicator.apply.table_load import TableLoad, key_not_unique
 from replicator.batch import DUE_MARK
 from replicator.catalog import deletes_go_on
@@ -21,6 +29,30 @@ from replicator.strategy import FULL, XMIN
 class KeyedLoad(TableLoad):
     """The loading of a table whose rows are told apart by their key."""
 
+    sieve: Sieve | None = None
+    has_made_way = False
+
+    def prepare(self) -> None:
+        super().prepare()
+        control = self.session.control
+        self.streams = StreamControl(self.session.connection, control.schema, control.pipeline)
+        self.waiting = self.streams.read_waiting_keys(self.job.table)
+        if self.job.settings.on_row_error == "quarantine":
+            self.sieve = Sieve(
+                self.session.connection,
+                self.job.table,
+                self.target,
+                self.job.batch_id,
+                self.figures,
+                write=self._write_staged,
+                make_way=self._try_to_make_way,
+            )
+
+    @property
+    def _may_fill_directly(self) -> bool:
+        # What COPY brings in cannot be tried again by halves. A table that was made here refuses nothing.
+        return self.sieve is None or self.evolution.creates or bool(self.evolution.after)
+
     def _stage_changes(self) -> None:
         if self.reading.load_type == FULL:
             self.staged = self._copy_to_staging(self.staging, self.incoming.source.read_all(self.shape))
@@ -29,15 +61,45 @@ class KeyedLoad(TableLoad):
         self.staged = self._copy_to_staging(self.staging, self.incoming.source.read_changes(self.shape), marks=marks)
 
     def write(self) -> None:
-        """Insert and update what was staged."""
-        if not self.staged:
+        """Insert and update what was staged, and what is in quarantine."""
+        if self.staged:
+            with self.figures.phase("merge"):
+                if self.reading.audit and self.reading.since_xid is not None:
+                    missed = merge.count_missed(self.target, self.staging, DUE_MARK)
+                    self.figures.rows_missed_before += self._count(missed)
+                self._upsert(self.staging, self.staged)
+        if self.waiting and self.reading.load_type != FULL:
+            with self.figures.phase("merge"):
+                self._retry_waiting()
+
+    def _retry_waiting(self) -> None:
+        """Read the rows in quarantine again: nothing else would, for their source versions are old by now."""
+        refused = set(self.sieve.refused) if self.sieve else set()
+        keys, found = f"replicator_waiting_{self.job.batch_id}", f"replicator_retried_{self.job.batch_id}"
+        self._run(merge.create_staging(self.target, keys, self.target.key))
+        self._copy(
+            merge.copy_into(merge.staging_name(keys), self.target.key, binary=False),
+            encode_rows(sorted(self.waiting - refused)),
+        )
+        buckets = count_buckets(self._count(merge.sum_target(self.target, sql.SQL("0"))))
+        bucket = bucket_of(merge.hash_key(self.target, "s", self.shape.digest), buckets)
+        rows = self.session.connection.execute(sieve_merge.list_buckets(keys, bucket)).fetchall()
+        if not rows:
             return
-        with self.figures.phase("merge"):
-            if self.reading.audit and self.reading.since_xid is not None:
-                self.figures.rows_missed_before += self._count(merge.count_missed(self.target, self.staging, DUE_MARK))
-            self._upsert(self.staging, self.staged)
+        chosen = [row["bucket"] for row in rows]
+        read = self._copy_to_staging(found, self.incoming.source.read_bucket_rows(self.shape, buckets, chosen))
+        kept = read - self._run(sieve_merge.keep_keys(self.target, found, keys)) if read else 0
+        if kept:
+            self.figures.rows_extracted += kept
+            self._upsert(found, kept)
 
     def _upsert(self, staging: str, staged: int) -> None:
+        if self.sieve is None:
+            self._write_staged(staging, staged)
+        else:
+            self.sieve.land(staging, staged)
+
+    def _write_staged(self, staging: str, staged: int) -> None:
         try:
             with self.session.connection.transaction():
                 written, inserted = self._merge(staging)
@@ -67,7 +129,7 @@ class KeyedLoad(TableLoad):
             raise self._tied() from taken
         try:
             with self.session.connection.transaction():
-                self._make_way(staging)
+                self._make_way()
                 return self._exchange(staging)
         except psycopg.errors.ForeignKeyViolation as error:
             # On a delete the server names the table that refers to the row, else the row's own.
@@ -86,13 +148,21 @@ class KeyedLoad(TableLoad):
             table=self.job.table,
         )
 
-    def _make_way(self, staging: str) -> None:
+    def _try_to_make_way(self) -> None:
+        """Delete vanished rows once for all the parts of a staging table, if no foreign key is in the way."""
+        members = [member.oid for member in self.relation.members]
+        if self.session.replica or not deletes_go_on(self.session.connection, members):
+            with suppress(psycopg.errors.ForeignKeyViolation), self.session.connection.transaction():
+                self._make_way()
+        self.has_made_way = True
+
+    def _make_way(self) -> None:
         """Delete vanished rows ahead of the upsert: one of them may hold a unique value that a staged row took over."""
-        if self.job.settings.deletes != "hard":
+        if self.job.settings.deletes != "hard" or self.has_made_way:
             return
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
         if self.reading.load_type == FULL:
-            self._delete(staging, None, here)
+            self._delete(self.staging, None, here)
             return
         self._read_keys(self.incoming.source.read_keys(self.shape))
         self._delete(self.keys, None, here)
@@ -156,7 +226,7 @@ class KeyedLoad(TableLoad):
     def _check_key(self, there: int) -> None:
         """Raise DataRefused when the source has more rows than keys: the last writer of a key would win, unseen."""
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
-        if there > here:
+        if there > here + (self.sieve.count_absent() if self.sieve else 0):
             raise key_not_unique(self.job)
 
     def _read_keys(self, pieces: Iterator[bytes]) -> None:
@@ -175,23 +245,42 @@ class KeyedLoad(TableLoad):
 
     def _fetch_missing(self, buckets: int, chosen: Sequence[int]) -> None:
         """Bring the rows back whose keys the source has and the target lacks: deleted here by hand."""
+        self._take_refused_out(self.keys)
         missing = self._count(merge.count_new(self.target, self.keys))
         if not missing:
             return
         self.figures.rows_missed_before += missing
         name = f"replicator_missing_{self.job.batch_id}"
         read = self._copy_to_staging(name, self.incoming.source.read_bucket_rows(self.shape, buckets, chosen))
+        read -= self._take_refused_out(name)
         self.figures.rows_extracted += missing
         unchanged = self.figures.rows_unchanged
         self._upsert(name, read)
         self.figures.rows_unchanged = unchanged
+
+    def _take_refused_out(self, staging: str) -> int:
+        return self.sieve.take_out(staging) if self.sieve else 0
+
+    def finish(self) -> None:
+        """Write what is in quarantine now, position and record."""
+        refused = self.sieve.refused if self.sieve else {}
+        if self.waiting:
+            self.streams.release_others(self.job.table, refused)
+        for key, error in refused.items():
+            self.streams.quarantine(self.job.table, key, None, error)
+        super().finish()
 
     def audit(self) -> None:
         """Find by hashes what the reading cannot see, and mend it."""
         if not self.reading.slots or self.filled_directly:
             return
         self.figures.rows_missed_before += self._mend(self.reading.slots)
-        self.proved = self.reading.slots
+        self.proved = () if self.has_refused else self.reading.slots
+
+    @property
+    def has_refused(self) -> bool:
+        """Say whether rows are put aside, which the target then lacks."""
+        return bool(self.sieve and self.sieve.refused)
 
     def _compare(self) -> Comparison:
         return Comparison(
@@ -216,6 +305,7 @@ class KeyedLoad(TableLoad):
             if self.job.settings.deletes != "ignore":
                 here = self._count(merge.sum_target(self.target, sql.SQL("0")))
                 self._delete(staging, comparison.among(compared.buckets), here)
+            read -= self._take_refused_out(staging)
             missed = self._count(merge.count_missed(self.target, staging, None))
             unchanged = self.figures.rows_unchanged
             self._upsert(staging, read)

@@ -15,6 +15,7 @@ import psycopg
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.keyed import KeyedLoad
 from replicator.apply.multiset import MultisetLoad
+from replicator.apply.sequence import move_sequences
 from replicator.apply.table_load import TableLoad
 from replicator.batch import Figures
 from replicator.db import translate
@@ -55,6 +56,7 @@ def load_group(
                 current.finish()
                 if also is not None:
                     also(session, current.incoming)
+            move_sequences(session.connection, [fed for load in loads for fed in load.sequences])
     except psycopg.errors.NotNullViolation as error:
         raise _refuse_null(current.job, error) from error
     except psycopg.Error as error:

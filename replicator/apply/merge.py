@@ -298,6 +298,12 @@ def same_columns(
     return sql.SQL(" AND ").join(pairs)
 
 
+def same_value(left: sql.Composable, equality: tuple[str, str], right: sql.Composable) -> sql.Composed:
+    """Return the condition that two values are the same by an operator (schema, name)."""
+    schema, operator = equality
+    return sql.SQL("{} OPERATOR({}.{}) {}").format(left, sql.Identifier(schema), _operator(operator), right)
+
+
 _OPERATOR_CHARACTERS = frozenset("+-*/<>=~!@#%^&|`?")
 
 

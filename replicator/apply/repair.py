@@ -26,7 +26,7 @@ class RepairLoad(KeyedLoad):
             return
         self._mend(range(SLOTS))
         self.figures.rows_extracted = self.figures.rows_inserted + self.figures.rows_updated
-        if self.job.settings.deletes == "ignore":
+        if self.job.settings.deletes == "ignore" or self.has_refused:
             return
         with self.figures.phase("verify"):
             if self._compare().compare(self.incoming.source).buckets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -170,7 +170,7 @@ class StreamControl:
         """Count a batch in the table's row of this minute."""
         minute = datetime.now(UTC).replace(second=0, microsecond=0)
         known = self._fresh.get(table) or self._batches.get(table)
-        parameters = dict(figures.counts(), rows_quarantined=figures.rows_quarantined)
+        parameters = figures.counts()
         if known is not None and known[1] == minute:
             self._execute(
                 "grow_batch", batch_id=known[0], started_at=started_at, lsn_end=str(lsn), watermark_end=fresh_at,
@@ -230,6 +230,10 @@ class StreamControl:
             key=json.dumps(write_key(key)),
             lsn=None if lsn is None else str(lsn),
         )
+
+    def release_others(self, table: str, keys: Iterable[KeyText]) -> None:
+        """Take all rows of a table out of quarantine but those of these keys."""
+        self._execute("release_others", table_name=table, keys=json.dumps([write_key(key) for key in keys]))
 
     def release(self, quarantine_id: int) -> bool:
         """Take a row out of quarantine; False when it is not there."""

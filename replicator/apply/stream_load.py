@@ -6,6 +6,7 @@ that ends inside a transaction of the source leaves it open, so a transaction of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import psycopg
 from replicator.apply.change_load import ChangeLoad, LiveTable, is_unique_violation, key_cells, make_load
 from replicator.apply.control import Control
 from replicator.apply.job import Job
+from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import describe_target, order_by_foreign_keys, plan_target, record_columns
@@ -27,17 +29,21 @@ from replicator.changes import Changes, RowFinder, Segment, halve, split_gone
 from replicator.db import Connection, translated
 from replicator.digest import Digest
 from replicator.errors import DataRefused
-from replicator.fold import KeyedFold
+from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
 
 
 @dataclass
 class Landed:
-    """What a COMMIT brought: the position that may be confirmed, and the figures by table."""
+    """What a COMMIT brought: the position that may be confirmed, and the figures by table.
+
+    corrected: by table, how many rows the target refused as the stream had them, and took as they are now.
+    """
 
     position: Lsn
     transactions: int
     figures: dict[str, Figures] = field(default_factory=dict)
+    corrected: Counter[str] = field(default_factory=Counter)
 
 
 class StreamLoader:
@@ -63,7 +69,9 @@ class StreamLoader:
         self.staging = Staging(connection)
         self._shapes: dict[tuple[str, int], Job] = {}
         self._live: dict[str, LiveTable] = {}
+        self._sequences: dict[str, tuple[Fed, ...]] = {}
         self._figures: dict[str, Figures] = {}
+        self._corrected: Counter[str] = Counter()
         self._locked: set[str] = set()
         self._started_at: datetime | None = None
         self._order: list[str] | None = None
@@ -72,6 +80,23 @@ class StreamLoader:
     def introduce(self, job: Job, version: int) -> None:
         """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread."""
         self._shapes[job.table, version] = job
+
+    def follow_sequences(self, table: str, sequences: tuple[Fed, ...]) -> None:
+        """Tell of a table's sequences. Each batch moves those that cost it no scan."""
+        if sequences:
+            self._sequences[table] = sequences
+
+    def move_sequences(self) -> None:
+        """Move every sequence past what is there, in a transaction of its own."""
+        if self._sequences:
+            with translating(), self.connection.transaction():
+                move_sequences(self.connection, [fed for group in self._sequences.values() for fed in group])
+
+    def _move_cheap_sequences(self) -> None:
+        """Move the sequences of the tables that got rows, where an index knows the highest value."""
+        grown = [table for table, figures in self._figures.items() if figures.rows_inserted or figures.rows_updated]
+        fed = [one for table in grown for one in self._sequences.get(table, ()) if one.is_indexed]
+        move_sequences(self.connection, fed)
 
     @property
     def is_open(self) -> bool:
@@ -83,21 +108,44 @@ class StreamLoader:
 
         Raises our errors, with nothing changed.
         """
+        is_whole = not (self.is_open or changes.is_open)
         try:
-            self._begin()
-            self._apply(changes)
-            if changes.is_open:
-                return None
-            assert changes.position is not None
-            self._finish(changes, changes.position)
-            with translating():
-                self.connection.execute("COMMIT")
+            try:
+                # A savepoint is a way to the server and back, and refused rows are rare.
+                self._bring(changes, careful=not is_whole or self._may_quarantine(changes))
+            except DataRefused:
+                if not is_whole:
+                    raise
+                self.abandon()
+                self._bring(changes, careful=True)
         except BaseException:
             self.abandon()
             raise
-        landed = Landed(changes.position, changes.transactions, self._figures)
+        if changes.is_open:
+            return None
+        assert changes.position is not None
+        landed = Landed(changes.position, changes.transactions, self._figures, self._corrected)
         self._settle(committed=True)
         return landed
+
+    def _may_quarantine(self, changes: Changes) -> bool:
+        return any(
+            self._shapes[table, segment.version].settings.on_row_error == "quarantine"
+            for table, segments in changes.segments.items()
+            for segment in segments
+        )
+
+    def _bring(self, changes: Changes, *, careful: bool) -> None:
+        """Bring changes in, and COMMIT unless the last transaction is still open. careful: see `_apply_wave`."""
+        self._begin()
+        self._position = changes.position
+        self._apply_segments(changes, careful=careful)
+        if changes.is_open:
+            return
+        assert changes.position is not None
+        self._finish(changes, changes.position)
+        with translating():
+            self.connection.execute("COMMIT")
 
     def abandon(self) -> None:
         """Roll back what is open, if anything is."""
@@ -114,6 +162,7 @@ class StreamLoader:
             self._order = None
         self._started_at = None
         self._figures = {}
+        self._corrected = Counter()
         self._locked = set()
 
     def _begin(self) -> None:
@@ -125,21 +174,18 @@ class StreamLoader:
             self.control.fence()
             self.staging.trim()
 
-    def _apply(self, changes: Changes) -> None:
-        self._position = changes.position
-        self._apply_segments(changes)
-
-    def _apply_segments(self, changes: Changes) -> None:
+    def _apply_segments(self, changes: Changes, *, careful: bool) -> None:
         """Apply the segments in waves: what precedes a table's new shape lands before what follows it."""
         for wave in zip_longest(*changes.segments.values()):
             pairs = zip(changes.segments, wave, strict=True)
-            self._apply_wave([(table, segment) for table, segment in pairs if segment is not None])
+            self._apply_wave([(table, segment) for table, segment in pairs if segment is not None], careful=careful)
 
-    def _apply_wave(self, wave: Sequence[tuple[str, Segment]]) -> None:
+    def _apply_wave(self, wave: Sequence[tuple[str, Segment]], *, careful: bool) -> None:
+        """Apply one segment of each table. careful: in savepoints, so that a refused row can be looked for."""
         loads = self._in_order([(table, self._open_load(table, segment)) for table, segment in wave])
         groups = [[pair] for pair in loads] if self.replica else [loads]
         for group in groups:
-            if any(load.quarantines for _, load in group):
+            if careful:
                 self._apply_or_sieve(group)
             else:
                 self._apply_group(group)
@@ -153,7 +199,7 @@ class StreamLoader:
             self._land([load for _, load in group], spare=not self.replica)
 
     def _apply_or_sieve(self, group: Sequence[tuple[str, ChangeLoad]]) -> None:
-        """Bring tables in; if a row is refused, bring in all others and put that one into quarantine."""
+        """Bring tables in; if a row is refused, bring in all others and look again at that one."""
         before = [replace(load.figures) for _, load in group]
         if self._attempt(lambda: self._apply_group(group)) is None:
             return
@@ -170,26 +216,49 @@ class StreamLoader:
         for table, load, gone, _ in reversed(parts):
             self._sieve(table, load, gone)
 
-    def _sieve(self, table: str, load: ChangeLoad, segment: Segment) -> None:
-        """Bring in what the target takes of a segment, by halves; a single row that it refuses is put aside."""
-        counted = replace(load.figures)
-        part = self._make_load(table, segment)
-        error = self._attempt(lambda: self._apply_group([(table, part)]))
+    def _sieve(self, table: str, load: ChangeLoad, segment: Segment | None) -> None:
+        """Bring in what the target takes of a segment, by halves, and look again at each row that it refuses."""
+        if segment is None:
+            return
+        error = self._try_part(table, load, segment)
         if error is None:
             return
-        load.figures.restore(counted)
-        halves = halve(segment) if load.quarantines else None
+        halves = halve(segment)
         if halves is not None:
             for half in halves:
                 self._sieve(table, load, half)
             return
-        assert isinstance(segment.fold, KeyedFold)
-        if not load.quarantines or not segment.fold.rows:
+        if not isinstance(segment.fold, KeyedFold) or not segment.fold.rows:
             raise error
-        (key,) = segment.fold.rows
+        self._look_again(table, load, segment, error)
+
+    def _look_again(self, table: str, load: ChangeLoad, segment: Segment, error: DataRefused) -> None:
+        """Bring in a refused row as the source has it now; one that is refused like that too is put aside, or stops.
+
+        What the WAL holds of it nobody can correct, what the source holds its owner can.
+        """
+        assert isinstance(segment.fold, KeyedFold)
+        ((key, row),) = segment.fold.rows.items()
+        if row is not GONE and row is not UNKNOWN:
+            again = self._try_part(table, load, Segment(segment.version, KeyedFold({key: UNKNOWN})))
+            if again is None:
+                self._corrected[table] += 1
+                return
+            error = again
+        if not load.quarantines:
+            raise error
         with translating(table):
             self.control.quarantine(table, key_cells(key), self._position, error)
         load.figures.rows_quarantined += 1
+
+    def _try_part(self, table: str, load: ChangeLoad, segment: Segment) -> DataRefused | None:
+        """Bring a part of a load in; return the error of a row that was refused, with all of the part undone."""
+        counted = replace(load.figures)
+        part = self._make_load(table, segment)
+        error = self._attempt(lambda: self._apply_group([(table, part)]))
+        if error is not None:
+            load.figures.restore(counted)
+        return error
 
     def _attempt(self, act: Callable[[], None]) -> DataRefused | None:
         """Do something in a savepoint; return the error of a refused row, with all of it undone."""
@@ -316,6 +385,7 @@ class StreamLoader:
             for table in changes.stale:
                 self.control.mark_stale(table)
             self.control.save_position(position, changes.fresh_at, changes.repair_xid)
+            self._move_cheap_sequences()
 
 
 def translating(table: str | None = None) -> AbstractContextManager[None]:

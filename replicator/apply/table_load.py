@@ -15,6 +15,7 @@ from replicator.apply.control import label_enums
 from replicator.apply.dependent import run_ddl
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.rekey import clear_rows, unfit_rows
+from replicator.apply.sequence import Fed, find_sequences
 from replicator.apply.target import check_apart, describe_target, fit_reading, plan_target, record_columns
 from replicator.batch import Figures, Totals
 from replicator.catalog import is_referenced, list_row_changers, read_relation
@@ -46,6 +47,7 @@ class TableLoad(ABC):
         self.has_staging = False
         self.proved: Sequence[int] = ()
         self.audited = self.reading.load_type == FULL or self.reading.audit
+        self.sequences: list[Fed] = []
 
     def _run(self, statement: sql.Composed) -> int:
         return self.session.connection.execute(statement).rowcount
@@ -92,6 +94,9 @@ class TableLoad(ABC):
             self.reading = fit_reading(self.reading, self.job, evolution)
             self.audited = self.audited or self.reading.load_type == FULL
             self.recorded = record_columns(self.job, types, evolution)
+            if self.job.settings.sync_sequences:
+                spellings = {column.name: column.spelling for column in self.target.columns}
+                self.sequences = find_sequences(self.session.connection, self.job.table, existing, spellings)
 
     def stage(self) -> None:
         """Bring what may have changed into staging, or straight into a table that is empty."""
@@ -99,10 +104,14 @@ class TableLoad(ABC):
             self._clear()
         is_empty = self.evolution.creates or not self._has_rows()
         # COPY has no way to say "no columns" to a table that has some of its own.
-        if self.reading.load_type == FULL and is_empty and self.target.columns:
+        if self.reading.load_type == FULL and is_empty and self.target.columns and self._may_fill_directly:
             self._fill_directly()
         else:
             self._stage_changes()
+
+    @property
+    def _may_fill_directly(self) -> bool:
+        return True
 
     @abstractmethod
     def _stage_changes(self) -> None:

@@ -202,7 +202,7 @@ def describe_target(
         existing.name,
         columns,
         mapping.key,
-        _key_equality(existing, mapping.key),
+        find_equality(existing, mapping.key),
         extra,
         job.settings.deletes == "soft",
         existing.kind == PARTITIONED,
@@ -218,7 +218,8 @@ def describe_target(
     return target, Shape(is_binary, {o.name: current[o.name] for o in outputs}, casts, digest)
 
 
-def _key_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return the operator (schema, name) by which each key column is compared: its unique index's own, else "="."""
     for index in existing.indexes:
         if index.unique and set(index.columns) == set(key):
             operators = dict(zip(index.columns, index.equality, strict=True))

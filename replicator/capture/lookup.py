@@ -26,6 +26,7 @@ from replicator.relation import FOREIGN, MATVIEW
 from replicator.rules import MASK_KEY_SETTING, Mapping, name_output
 from replicator.statement import statement
 
+TRANSACTION_OPEN = "transaction_open"
 _XIDS = 1 << 32
 _CHUNK_KEYS = 2000
 _PAUSE_S = 0.005
@@ -67,10 +68,15 @@ def _distance(xid: int, other: int) -> int:
 
 
 def read_open_xids(connection: Connection) -> list[int]:
-    """Return the transactions that have written and not ended, by the 32 bits of their xids."""
+    """Return the transactions that have written and not ended, by the 32 bits of their xids.
+
+    A snapshot lists only those below the youngest that has ended; what is above has been handed out, and is open.
+    """
     row = connection.execute(statement("replication.open_transactions"), {}).fetchone()
     assert row is not None
-    return [int(xid) % _XIDS for xid in row["open_xids"]]
+    first = int(row["next_xid"]) % _XIDS
+    younger = range(max(0, _distance(int(row["unassigned_xid"]), first)))
+    return [*(int(xid) % _XIDS for xid in row["open_xids"]), *((first + n) % _XIDS for n in younger)]
 
 
 def begin_fresh(
@@ -104,7 +110,7 @@ def begin_fresh(
                 "a transaction of the source is still open",
                 why=f"it may have changed rows that are looked at; waited {limit_s:g} s",
                 mend="it is tried again by itself",
-                id="transaction_open",
+                id=TRANSACTION_OPEN,
                 table=f"{mapping.relation.schema}.{mapping.relation.name}",
             )
 

@@ -43,6 +43,7 @@ class Identity:
     name: str
     kind: str
     columns: tuple[str, ...] | None
+    is_logged: bool
 
 
 def read_identities(connection: Connection, oids: Sequence[int]) -> dict[int, list[Identity]]:
@@ -50,7 +51,9 @@ def read_identities(connection: Connection, oids: Sequence[int]) -> dict[int, li
     found: dict[int, list[Identity]] = {oid: [] for oid in oids}
     for row in connection.execute(statement("replication.identities"), {"oids": list(oids)}).fetchall():
         columns = None if row["columns"] is None else tuple(row["columns"])
-        found[row["root"]].append(Identity(row["oid"], row["schema"], row["name"], row["identity"], columns))
+        found[row["root"]].append(
+            Identity(row["oid"], row["schema"], row["name"], row["identity"], columns, row["is_logged"])
+        )
     return found
 
 
@@ -66,17 +69,31 @@ def check_identity(table: str, mapping: Mapping, identities: Sequence[Identity])
         heaps.add(mapping.relation.oid)
     for identity in identities:
         _check_virtual(table, mapping, identity)
+        _check_logged(table, identity)
         if identity.oid not in heaps or identity.kind == "f":
             continue
         if key and identity.columns is not None and key <= set(identity.columns):
             continue
         raise PreflightError(
             f"the stream would not name the changed rows of {table}",
-            why=_why(identity, key),
+            why=_why(identity, mapping.relation, key),
             mend=_mend_identity(identity, mapping.relation, key),
             id="identity_missing",
             table=table,
         )
+
+
+def _check_logged(table: str, identity: Identity) -> None:
+    if identity.is_logged:
+        return
+    name = sql.Identifier(identity.schema, identity.name)
+    raise PreflightError(
+        f"part of {table} is unlogged: {name.as_string()}",
+        why="its changes are not in the WAL, so no stream brings them",
+        mend=sql.SQL("alter table {} set logged").format(name).as_string(),
+        id="unlogged_part",
+        table=table,
+    )
 
 
 def _check_virtual(table: str, mapping: Mapping, identity: Identity) -> None:
@@ -94,8 +111,11 @@ def _check_virtual(table: str, mapping: Mapping, identity: Identity) -> None:
     )
 
 
-def _why(identity: Identity, key: set[str]) -> str:
+def _why(identity: Identity, relation: Relation, key: set[str]) -> str:
     name = sql.Identifier(identity.schema, identity.name).as_string()
+    index = relation.identity_index
+    if identity.columns is None and identity.kind == "d" and index is not None and index.deferrable:
+        return f"the primary key of {name} is deferrable, which names no row in the WAL"
     if not key:
         return f"it has no key, and the replica identity of {name} is not FULL"
     if identity.columns is None:
@@ -138,10 +158,21 @@ def ensure_publication(connection: Connection, name: str, tables: Sequence[Publi
     Raises PreflightError with the SQL for the tables' owner where the role may not, and where the publication that is
     there leaves out operations or rows.
     """
+    changes = plan_publication(connection, name, tables, version)
+    if changes:
+        _run(connection, name, changes)
+
+
+def plan_publication(
+    connection: Connection, name: str, tables: Sequence[Published], version: int
+) -> list[sql.Composed]:
+    """Return what has to be run for the publication to be there and to hold the tables.
+
+    Raises PreflightError where the one that is there leaves out operations or rows.
+    """
     row = connection.execute(statement("replication.publication"), {"publication": name}).fetchone()
     if row is None:
-        _run(connection, name, _create(name, tables, version))
-        return
+        return _create(name, tables, version)
     if not row["publishes_all"]:
         raise PreflightError(
             f"publication {name} does not publish every kind of change",
@@ -166,8 +197,25 @@ def ensure_publication(connection: Connection, name: str, tables: Sequence[Publi
             )
         elif table.columns is not None and not set(table.columns) <= set(found["columns"] or ()):
             changes.append(_exchange_table(name, table))
-    if changes:
-        _run(connection, name, changes)
+    return changes
+
+
+def may_publish(connection: Connection, name: str, oids: Sequence[int]) -> bool:
+    """Say whether the role may make the publication, or change the one that is there, for these tables."""
+    parameters = {"publication": name, "oids": list(oids)}
+    row = connection.execute(statement("replication.publish_rights"), parameters).fetchone()
+    return bool(row and row["may_publish"])
+
+
+def describe_lack(name: str, statements: Sequence[sql.Composed], sqlstate: str | None = None) -> PreflightError:
+    """Return the error of a role that may not make or change the publication, with the SQL for who may."""
+    return PreflightError(
+        f"publication {name} is to be made or changed, and the role may not",
+        why="only an owner of the tables may publish them",
+        mend="as their owner: " + "; ".join(one.as_string() for one in statements),
+        id="publication_missing",
+        sqlstate=sqlstate,
+    )
 
 
 def read_published(connection: Connection, name: str) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -216,13 +264,7 @@ def _run(connection: Connection, name: str, statements: Sequence[sql.Composed]) 
             for one in statements:
                 connection.execute(one)
     except psycopg.errors.InsufficientPrivilege as error:
-        raise PreflightError(
-            f"publication {name} is to be made or changed, and the role may not",
-            why="only an owner of the tables may publish them",
-            mend="as their owner: " + "; ".join(one.as_string() for one in statements),
-            id="publication_missing",
-            sqlstate=error.sqlstate,
-        ) from error
+        raise describe_lack(name, statements, error.sqlstate) from error
 
 
 def drop_publication(connection: Connection, name: str) -> bool:

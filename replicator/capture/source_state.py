@@ -7,12 +7,14 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from replicator.db import Connection
 from replicator.errors import LockHeldError, OperatorError, PreflightError
 from replicator.position import Lsn
 from replicator.statement import statement
 
+STANDBY_SINCE = 160000
 _PAGE_BYTES = 8192
 _PAGE_HEADERS_BYTES = (24, 40)
 
@@ -47,23 +49,82 @@ def _ask(connection: Connection, name: str, **parameters: Any) -> dict[str, Any]
 
 def check_source(connection: Connection) -> int:
     """Return the server's version number. Raises PreflightError where no stream can be had."""
+    facts = read_source(connection)
+    for error in facts.gaps:
+        raise error
+    return facts.version_number
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What the source is to a listener. gaps: what keeps it from having a stream there."""
+
+    version_number: int
+    may_replicate: bool
+    is_standby: bool
+    gaps: tuple[PreflightError, ...]
+
+
+def read_source(connection: Connection) -> SourceFacts:
+    """Ask the source, and the role there, about what every stream needs."""
     row = _ask(connection, "facts")
     assert row is not None
+    gaps = []
     if row["wal_level"] != "logical":
-        raise PreflightError(
-            f"the source's wal_level is {row['wal_level']}",
-            why="the stream needs logical",
-            mend="alter system set wal_level = 'logical'; then restart the source",
-            id="wal_level",
+        gaps.append(
+            PreflightError(
+                f"the source's wal_level is {row['wal_level']}",
+                why="the stream needs logical",
+                mend="alter system set wal_level = 'logical'; then restart the source",
+                id="wal_level",
+            )
         )
     if not row["may_replicate"]:
-        raise PreflightError(
-            f"role {row['role']} may not replicate",
-            why="it lacks the attribute REPLICATION",
-            mend=f"alter role {row['role']} replication; or: psql -v replication=on -f sql/source/roles.sql",
-            id="replication_missing",
+        role = sql.Identifier(row["role"]).as_string()
+        gaps.append(
+            PreflightError(
+                f"role {row['role']} may not replicate",
+                why="it lacks the attribute REPLICATION",
+                mend=f"alter role {role} replication; or: psql -v replication=on -f sql/source/roles.sql",
+                id="replication_missing",
+            )
         )
-    return int(row["version_number"])
+    if row["is_standby"] and row["version_number"] < STANDBY_SINCE:
+        gaps.append(
+            PreflightError(
+                "the source is a standby without logical decoding",
+                why="PostgreSQL has it on a standby from version 16 on",
+                mend="point source.dsn at the primary, or upgrade",
+                id="standby_stream",
+            )
+        )
+    return SourceFacts(int(row["version_number"]), row["may_replicate"], row["is_standby"], tuple(gaps))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFacts:
+    """What bounds a stream on the source.
+
+    sender_timeout_ms, keep_mb: as PostgreSQL has wal_sender_timeout and max_slot_wal_keep_size, 0 and -1 for none.
+    idle_timeout: idle_replication_slot_timeout as it is written, None before PostgreSQL 18.
+    """
+
+    most_slots: int
+    slots: int
+    has_slot: bool
+    is_streaming: bool
+    most_senders: int
+    senders: int
+    sender_timeout_ms: int
+    keep_mb: int
+    idle_timeout: str | None
+
+
+def read_stream_facts(connection: Connection, slot_name: str) -> StreamFacts:
+    """Ask the source how much room a stream has there."""
+    row = _ask(connection, "stream_facts", slot=slot_name)
+    assert row is not None
+    return StreamFacts(**row)
 
 
 def read_slot(connection: Connection, name: str) -> SlotFacts | None:

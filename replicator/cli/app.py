@@ -74,6 +74,8 @@ def demo(
     stop: Annotated[
         Path | None, typer.Option("--stop", help="Stop what --keep left up in this directory.", show_default=False)
     ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Then open the dashboard on it, until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the dashboard; 0 takes a free one.")] = 8321,
     json: Json = False,
 ) -> None:
     """Show all of it on two embedded servers, in under two minutes; needs no configuration and no root."""
@@ -82,7 +84,7 @@ def demo(
     if stop is not None:
         stop_demo(stop)
         _exit(EXIT_OK)
-    _exit(run_demo(keep=keep, as_json=json))
+    _exit(run_demo(keep=keep, as_json=json, serve=serve, port=port))
 
 
 @app.command()
@@ -110,11 +112,17 @@ def init(
 
 
 @app.command()
-def check(config: Config = None, json: Json = False) -> None:
+def check(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also scan the tables for changes that did not move their watermark.")
+    ] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
     """Look for what would stop or slow a sync, with the SQL that mends it; writes nothing."""
     from replicator.cli.check import show_check
 
-    _exit(show_check(config, as_json=json))
+    _exit(show_check(config, deep=deep, as_json=json))
 
 
 @app.command()
@@ -264,6 +272,20 @@ def health(config: Config = None, json: Json = False) -> None:
     from replicator.cli.report import show_health
 
     _exit(show_health(config, as_json=json))
+
+
+# Negative numbers are keys, not options.
+@app.command(context_settings={"ignore_unknown_options": True})
+def why(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Source table, like public.t.")],
+    key: Annotated[list[str], typer.Argument(metavar="KEY...", help="The values of its key in the source, in order.")],
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Say why the target has of one row what it has: both rows, the rules between them, what the next sync does."""
+    from replicator.cli.why import show_why
+
+    _exit(show_why(config, table, key, as_json=json))
 
 
 @app.command()

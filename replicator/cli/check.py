@@ -25,6 +25,7 @@ from replicator.preflight.server import (
     grant_replica_role,
     read_server_facts,
 )
+from replicator.preflight.stream import check_stream
 from replicator.preflight.table import check_foreign_keys, check_plan
 from replicator.preparation import choose_digest, open_access
 from replicator.rights import TargetRights
@@ -33,10 +34,13 @@ from replicator.settings import Settings
 _KEYS = ("id", "severity", "table", "message", "mend")
 
 
-def show_check(config: Path | None, *, as_json: bool) -> int:
-    """Print what would stop or slow a sync; return 0, or 4 when there is an error among it."""
+def show_check(config: Path | None, *, deep: bool, as_json: bool) -> int:
+    """Print what would stop or slow a sync; return 0, or 4 when there is an error among it.
+
+    deep: also say which watermarks can be trusted.
+    """
     settings = open_settings(config)
-    findings = _Check(settings).run()
+    findings = _Check(settings, deep=deep).run()
     if as_json:
         print_json({"findings": [{key: getattr(finding, key) for key in _KEYS} for finding in findings]})
     else:
@@ -48,8 +52,8 @@ def show_check(config: Path | None, *, as_json: bool) -> int:
 class _Check:
     """One preflight: what it opened, and what it found."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, *, deep: bool) -> None:
+        self.settings, self.deep = settings, deep
         self.findings: list[Finding] = []
 
     def run(self) -> list[Finding]:
@@ -109,11 +113,12 @@ class _Check:
 
     def _check_plan(self, access: Access, source: Connection, target: Connection, strict: ServerFacts | None) -> None:
         """Look at every table. strict: the target's facts where its foreign keys cannot be switched off."""
-        plan = make_plan(self.settings, access, source, target)
-        self.findings += check_plan(plan)
+        plan = make_plan(self.settings, access, source, target, deep=self.deep)
+        self.findings += check_plan(plan, deep=self.deep)
         if strict is not None:
             with translated("target"):
                 self.findings += check_foreign_keys(target, plan.tables, grant_replica_role(strict))
+        self.findings += check_stream(self.settings, source, target, plan)
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from replicator.planning import Estimate, TablePlan, make_plan
 from replicator.preflight.table import check_selection
 from replicator.preparation import open_access
 from replicator.selection import format_table_name
+from replicator.trust import Trust
 
 _DELETES = {
     "hard": "hard: rows gone from the source are deleted",
@@ -62,8 +64,13 @@ def _describe(plan: TablePlan) -> dict[str, Any]:
         "scan_bytes": estimate and estimate.scan_bytes,
         "creates": bool(plan.types) and plan.existing is None,
         "ddl": list(plan.ddl),
+        "watermark_trust": plan.trust and _describe_trust(plan.trust),
         "error": plan.error and describe_error(plan.error),
     }
+
+
+def _describe_trust(trust: Trust) -> dict[str, Any]:
+    return {**asdict(trust), "message": trust.sentence}
 
 
 def _name_target(plan: TablePlan) -> str | None:
@@ -79,6 +86,8 @@ def _write_lines(plan: TablePlan) -> Iterator[str]:
         yield _line("load", f"{reading.load_type}: {reading.reason or 'what changed since the last sync'}")
         if reading.audit:
             yield _line("audit", "what the watermark missed is looked for as well")
+    if plan.trust is not None:
+        yield _line("watermark", plan.trust.sentence)
     if plan.estimate is not None:
         yield _line("reads", _describe_estimate(plan.estimate))
     if plan.chosen is not None and plan.error is None:

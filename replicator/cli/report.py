@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,17 @@ def show_status(config: Path | None, *, as_json: bool) -> int:
         state = streams.read_state() if control_exists else None
         streamed = streams.read_tables() if control_exists else {}
         tables = _read_status(control, state, streamed) if control.exists() else []
+        waiting = Counter(row["table_name"] for row in streams.read_quarantine()) if control_exists else Counter()
+    for table in tables:
+        table["quarantined"] = waiting[table["table"]]
     slot = _look_at_slot(settings) if state is not None and state.slot_name is not None else None
     if as_json:
         print_json({"pipeline": settings.pipeline, "tables": tables, "slot": slot})
         return EXIT_OK
     columns = ("table", "target", "strategy", "guarantee", "data as of", "lag", "last run", "status")
     print_table(columns, [_status_row(table) for table in tables], right=("lag",))
+    if waiting:
+        print(f"\n{waiting.total()} rows in quarantine: replicator quarantine list")
     if slot is not None:
         print(f"\n{_describe_slot(slot)}")
     if target_dsn(settings) is None:
@@ -191,6 +197,8 @@ def find_reasons(control: Control, settings: Settings) -> list[str]:
             reasons.append(f"{table}: never synced")
         elif successes[table] < oldest and table not in streamed:
             reasons.append(f"{table}: no success for {_in_words(datetime.now(UTC) - successes[table])}")
+    if has_stream and (waiting := len(streams.read_quarantine())):
+        reasons.append(f"{waiting} rows in quarantine")
     return reasons + (_find_stream_reasons(streams, settings) if has_stream else [])
 
 
@@ -208,8 +216,6 @@ def _find_stream_reasons(streams: StreamControl, settings: Settings) -> list[str
         reasons.append("the listener's copy is not complete")
     elif state.fresh_at is not None and datetime.now(UTC) - state.fresh_at > _LISTENER_LAG:
         reasons.append(f"the listener is {_in_words(datetime.now(UTC) - state.fresh_at)} behind")
-    if waiting := len(streams.read_quarantine()):
-        reasons.append(f"{waiting} rows in quarantine")
     slot = _look_at_slot(settings)
     if slot["wal_status"] not in ("reserved", "extended"):
         reasons.append(f"slot {slot['name']}: {slot['wal_status']}")

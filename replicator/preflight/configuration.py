@@ -50,7 +50,7 @@ def _check_keys(keys: TableSettings, table: str | None) -> Iterator[Finding]:
         yield Finding(
             "on_row_error",
             "warn",
-            'on_row_error is "quarantine": it holds for `listen`; a sync stops its table at a refused row',
-            f'set on_row_error = "stop" {where}, or leave it for the listener',
+            'on_row_error is "quarantine": what the target refuses is left out, and all else goes on',
+            f'look at `replicator quarantine list` now and then, or set on_row_error = "stop" {where}',
             table,
         )

@@ -13,14 +13,14 @@ from replicator.inventory import explain_idle_pattern, vanished
 from replicator.planning import Plan, TablePlan
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import FOREIGN, KIND_NAMES, MATVIEW, PARTITIONED, TABLE, VIEW, Relation, Type
-from replicator.strategy import FULL, WATERMARK
+from replicator.strategy import FULL, WATERMARK, XMIN
 from replicator.suggestion import suggest_key, suggest_key_index, suggest_watermark
 
 _KEYLESS = "read in full at every sync and compared as a multiset; only the difference is written"
 
 
-def check_plan(plan: Plan) -> Iterator[Finding]:
-    """Find what every table's plan tells, table by table."""
+def check_plan(plan: Plan, *, deep: bool = False) -> Iterator[Finding]:
+    """Find what every table's plan tells, table by table. deep: what its row versions tell, too."""
     if not plan.tables:
         yield Finding(
             "no_table", "warn", "the configuration selects no table", "add [[tables]] entries, or grant USAGE"
@@ -28,6 +28,8 @@ def check_plan(plan: Plan) -> Iterator[Finding]:
     yield from check_selection(plan)
     for table in plan.tables:
         yield from check_table(table, on_standby=plan.facts.is_standby)
+        if deep:
+            yield from _check_trust(table)
     if plan.observation.prepared and any(table.job and table.job.choice.strategy == WATERMARK for table in plan.tables):
         yield Finding(
             "prepared_transaction",
@@ -61,6 +63,7 @@ def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:
         yield from _check_view(job)
     yield from _check_watermark(job, on_standby=on_standby)
     yield from _check_types(plan, job)
+    yield from _check_sequences(plan)
     if plan.existing is not None and plan.existing.row_security:
         yield Finding(
             "row_security",
@@ -68,6 +71,49 @@ def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:
             "policies of the target hide rows of the table from the role that writes it",
             sql.SQL("alter table {} disable row level security; or alter role ... bypassrls")
             .format(_name(plan.existing))
+            .as_string(),
+            plan.table,
+        )
+
+
+def _check_trust(plan: TablePlan) -> Iterator[Finding]:
+    """Find watermarks that changes do not move; where no watermark is relied on, that is no fault."""
+    trust, job = plan.trust, plan.job
+    if trust is None or job is None:
+        return
+    if trust.unknown is not None or not trust.row_versions:
+        yield Finding("watermark_unknown", "ok", trust.sentence, None, plan.table)
+    elif not trust.unmoved:
+        yield Finding("watermark_moved", "ok", trust.sentence, None, plan.table)
+    elif job.settings.strategy in (XMIN, FULL):
+        yield Finding(
+            "watermark_unmoved", "ok", f"{trust.sentence}; {job.settings.strategy} finds them", None, plan.table
+        )
+    else:
+        found = (
+            "what it misses waits for the audit"
+            if job.choice.strategy == WATERMARK
+            else 'strategy = "auto" reads by xmin up to xmin_scan_limit, and by the watermark from there on'
+        )
+        yield Finding(
+            "watermark_unmoved",
+            "warn",
+            f"{trust.sentence}; {found}",
+            'set strategy = "xmin" for the table, or a shorter audit_every; or let a trigger of the source stamp it',
+            plan.table,
+        )
+
+
+def _check_sequences(plan: TablePlan) -> Iterator[Finding]:
+    """Find sequences of the target that `sync_sequences` leaves where they are."""
+    for fed in plan.left_sequences:
+        yield Finding(
+            "sequence_left",
+            "warn",
+            f"column {fed.column} of the target takes its default from sequence {fed.schema}.{fed.name} by way of an "
+            "expression or a type that does not tell where the sequence has to stand: it is not moved",
+            sql.SQL("after a promotion: select setval({}, ...), by hand")
+            .format(sql.Literal(fed.sequence.as_string()))
             .as_string(),
             plan.table,
         )

@@ -125,7 +125,7 @@ class RunFilter(BaseModel):
 
     table: TableName | None = None
     status: Status | None = None
-    limit: int = Field(default=50, ge=1, le=500)
+    limit: int = Field(default=20, ge=1, le=500)
 
 
 class TablesRequest(BaseModel):

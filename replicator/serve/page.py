@@ -33,7 +33,7 @@ _STATIC = {
     "icon.svg": "image/svg+xml",
 }
 _PATHS = ("/", "/runs", "/charts")
-_RUNS_SHOWN, _BATCHES_SHOWN = 50, 200
+_RUNS_SHOWN, _BATCHES_SHOWN = 20, 200
 STATUSES = ("running", "success", "partial", "failed", "different")
 PATHS = ("sync", "listen", "resync", "repair", "verify")
 TRIGGERS = ("manual", "scheduler", "api", "listener")

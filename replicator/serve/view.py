@@ -20,6 +20,10 @@ from replicator.statement import statement
 
 Row = dict[str, Any]
 
+# Batches that are looked at for a list of runs, and executions by the runs wanted: first few, then more.
+_DEPTHS = ((12_000, 1), (60_000, 4))
+# A run of this status has a batch of that one, and an index leads there.
+_BATCH_STATUS = {"running": "running", "failed": "failed", "partial": "failed"}
 _CONNECT_S = 3.0
 _MOST_CONNECTIONS = 8
 _IDLE_S = 60.0
@@ -52,16 +56,24 @@ class View:
         execution_id: UUID | None = None,
         limit: int = 50,
     ) -> list[Row]:
-        """Return the newest runs first."""
-        return self._rows(
-            "runs",
-            table_name=table,
-            status=status,
-            path=path,
-            triggered_by=triggered_by,
-            execution_id=None if execution_id is None else str(execution_id),
-            limit=limit,
-        )
+        """Return the newest runs first; of a status that is rare, those among the newest that are looked at."""
+        found: list[Row] = []
+        for depth, more in _DEPTHS if execution_id is None else _DEPTHS[-1:]:
+            found = self._rows(
+                "runs",
+                table_name=table,
+                status=status,
+                batch_status=_BATCH_STATUS.get(status or ""),
+                path=path,
+                triggered_by=triggered_by,
+                execution_id=None if execution_id is None else str(execution_id),
+                limit=limit,
+                depth=depth,
+                candidates=limit * more,
+            )
+            if len(found) >= limit:
+                break
+        return found
 
     def read_run(self, execution_id: UUID) -> Row | None:
         """Return one run."""
@@ -137,6 +149,8 @@ class Views:
             connection.close()
         connection = connect(self._target_conninfo, side="target", timeout_s=_CONNECT_S)
         try:
+            # A plan for all values of a filter would use no index.
+            connection.prepare_threshold = None
             connection.execute("SELECT set_config('statement_timeout', %s, false)", [_STATEMENT_TIMEOUT])
             self._check_ready(connection)
         except BaseException:

@@ -32,6 +32,7 @@ create table :"control".started_run (
 create index started_run_started on :"control".started_run (pipeline, started_at desc);
 
 alter table :"control".etl_control add column error_mend text;
+create index etl_control_failed on :"control".etl_control (pipeline, batch_id desc) where status = 'failed';
 
 create table :"control".schema_change (
     pipeline text not null,

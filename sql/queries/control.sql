@@ -124,7 +124,7 @@ update :"control".etl_control set
     lsn_start = :'lsn_start'::text::pg_lsn, lsn_end = :'lsn_end'::text::pg_lsn,
     rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
     rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
-    bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb, attempts = :'attempts',
+    rows_quarantined = :'rows_quarantined', bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb, attempts = :'attempts',
     error_code = null, error_message = null, error_mend = null, error_traceback = null
 where batch_id = :'batch_id';
 
@@ -136,7 +136,7 @@ update :"control".etl_control set
     load_type = :'load_type', strategy = 'stream', guarantee = 'exact',
     rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
     rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
-    bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb
+    rows_quarantined = :'rows_quarantined', bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb
 where batch_id = :'batch_id';
 
 -- name: fail_batch

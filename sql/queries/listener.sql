@@ -105,7 +105,8 @@ from :"control".quarantine where pipeline = :'pipeline' order by quarantine_id;
 -- name: quarantine_row
 insert into :"control".quarantine as q (pipeline, table_name, key, lsn, error_code, error_message)
 values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message')
-on conflict (pipeline, table_name, key) do update set last_at = clock_timestamp(), changes = q.changes + 1, lsn = excluded.lsn;
+on conflict (pipeline, table_name, key) do update set last_at = clock_timestamp(), changes = q.changes + 1,
+    lsn = coalesce(excluded.lsn, q.lsn), error_code = excluded.error_code, error_message = excluded.error_message;
 
 -- name: read_waiting
 select key from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name';
@@ -113,6 +114,12 @@ select key from :"control".quarantine where pipeline = :'pipeline' and table_nam
 -- name: touch_waiting
 update :"control".quarantine set last_at = clock_timestamp(), changes = changes + 1, lsn = coalesce(:'lsn'::text::pg_lsn, lsn)
 where pipeline = :'pipeline' and table_name = :'table_name' and key = :'key'::text::jsonb;
+
+-- name: release_others
+-- keys: a JSON array of the keys that stay.
+delete from :"control".quarantine
+where pipeline = :'pipeline' and table_name = :'table_name'
+    and key not in (select k.value from jsonb_array_elements(:'keys'::text::jsonb) as k);
 
 -- name: release_row
 delete from :"control".quarantine where pipeline = :'pipeline' and quarantine_id = :'quarantine_id' returning table_name;

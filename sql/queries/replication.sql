@@ -6,6 +6,19 @@ select pg_catalog.current_setting('wal_level') as wal_level, pg_catalog.pg_is_in
        pg_catalog.current_setting('server_version_num')::int as version_number
 from pg_catalog.pg_roles r where r.rolname = current_user;
 
+-- name: stream_facts
+-- What `check` asks ahead of a stream. Everybody may count slots and walsenders. timeouts: null where the server has no such
+-- setting; in milliseconds, in megabytes (-1: no limit), and as it is written.
+select pg_catalog.current_setting('max_replication_slots')::int as most_slots,
+       (select count(*) from pg_catalog.pg_replication_slots)::int as slots,
+       exists (select from pg_catalog.pg_replication_slots s where s.slot_name = :'slot') as has_slot,
+       pg_catalog.current_setting('max_wal_senders')::int as most_senders,
+       (select count(*) from pg_catalog.pg_stat_replication)::int as senders,
+       exists (select from pg_catalog.pg_replication_slots s where s.slot_name = :'slot' and s.active) as is_streaming,
+       (select s.setting::int from pg_catalog.pg_settings s where s.name = 'wal_sender_timeout') as sender_timeout_ms,
+       (select s.setting::int from pg_catalog.pg_settings s where s.name = 'max_slot_wal_keep_size') as keep_mb,
+       pg_catalog.current_setting('idle_replication_slot_timeout', true) as idle_timeout;
+
 -- name: identities
 -- oids: roots. For every heap below each: how it names a row in the WAL. columns: of the index that serves, null for f and n.
 with recursive member (root, oid) as (
@@ -14,6 +27,7 @@ with recursive member (root, oid) as (
     select m.root, i.inhrelid from member m join pg_catalog.pg_inherits i on i.inhparent = m.oid
 )
 select m.root::bigint as root, m.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relreplident::text as identity,
+       c.relpersistence = 'p' as is_logged,
        (select array_agg(a.attname order by a.attnum)::text[]
         from pg_catalog.pg_index x
         join pg_catalog.pg_attribute a on a.attrelid = m.oid and a.attnum = any (x.indkey::int2[])
@@ -30,6 +44,14 @@ select p.oid::bigint as oid, p.puballtables as all_tables, p.pubviaroot as via_r
        p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as publishes_all,
        pg_catalog.obj_description(p.oid, 'pg_publication') as comment
 from pg_catalog.pg_publication p where p.pubname = :'publication';
+
+-- name: publish_rights
+-- oids: tables. A table's owner may publish it: in a publication of its own where it may CREATE in the database.
+select (case when p.oid is null then pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
+             else pg_catalog.pg_has_role(p.pubowner, 'USAGE') end)
+       and not exists (select from pg_catalog.pg_class c
+                       where c.oid = any (:'oids'::oid[]) and not pg_catalog.pg_has_role(c.relowner, 'USAGE')) as may_publish
+from (select) as one left join pg_catalog.pg_publication p on p.pubname = :'publication';
 
 -- name: published_tables
 -- columns: in the table's order.
@@ -85,7 +107,9 @@ select pg_catalog.clock_timestamp() as clock,
 
 -- name: open_transactions
 -- Which transactions this transaction's snapshot does not see: those in the list, and all from next_xid on.
+-- unassigned_xid: 32 bits of the first that nobody has yet; age() counts back from it.
 select pg_catalog.pg_snapshot_xmax(s.snapshot)::text as next_xid,
+       ((3 + pg_catalog.age('3'::xid)::bigint) & 4294967295) as unassigned_xid,
        array(select x::text from pg_catalog.pg_snapshot_xip(s.snapshot) as x) as open_xids
 from (select pg_catalog.pg_current_snapshot() as snapshot) as s;
 

@@ -82,8 +82,18 @@ where s.pipeline = :'pipeline'
 order by s.table_name;
 
 -- name: runs
--- Newest first. A run is the batches of one execution; one that left none is told by started_run. All filters: null for all.
-with batch as (
+-- Newest first. A run is the batches of one execution; one that left none is told by started_run. Filters: null for all.
+-- Only the newest `depth` batches that fit are looked at, and `candidates` executions of theirs: a history is long.
+with newest as (
+    select c.execution_id, c.batch_id from :"control".etl_control c
+    where c.pipeline = :'pipeline' and (:'execution_id'::uuid is null or c.execution_id = :'execution_id'::uuid)
+      and (:'table_name'::text is null or c.table_name = :'table_name')
+      and (:'batch_status'::text is null or c.status = :'batch_status')
+      and (:'path'::text is null or c.path = :'path') and (:'triggered_by'::text is null or c.triggered_by = :'triggered_by')
+    order by c.batch_id desc limit :'depth'
+), candidate as (
+    select n.execution_id from newest n group by n.execution_id order by max(n.batch_id) desc limit :'candidates'
+), batch as (
     select c.execution_id, min(c.path) as path, min(c.triggered_by) as triggered_by, min(c.started_at) as started_at,
            case when bool_or(c.status = 'running') then null else max(c.completed_at) end as completed_at,
            count(distinct c.table_name) as tables, count(*) filter (where c.status = 'failed') as tables_failed,
@@ -91,10 +101,8 @@ with batch as (
            count(*) filter (where c.status in ('success', 'skipped')) as tables_done,
            sum(c.rows_inserted + c.rows_updated + c.rows_deleted)::bigint as rows_written,
            sum(c.bytes_copied)::bigint as bytes_copied
-    from :"control".etl_control c
-    where c.pipeline = :'pipeline' and (:'execution_id'::uuid is null or c.execution_id = :'execution_id'::uuid)
-    group by c.execution_id
-    having :'table_name'::text is null or bool_or(c.table_name = :'table_name')
+    from candidate join :"control".etl_control c using (execution_id)
+    where c.pipeline = :'pipeline' group by c.execution_id
 ), run as (
     select b.*, case when tables_running > 0 then 'running' when tables_failed = 0 then 'success'
                      when tables_done > 0 then 'partial' else 'failed' end as status,
@@ -109,6 +117,7 @@ with batch as (
     from :"control".started_run r
     where r.pipeline = :'pipeline' and (:'execution_id'::uuid is null or r.execution_id = :'execution_id'::uuid)
       and (:'table_name'::text is null or :'table_name' = any (r.tables))
+      and (:'path'::text is null or r.command = :'path') and (:'triggered_by'::text is null or r.triggered_by = :'triggered_by')
       and not exists (select from :"control".etl_control c where c.execution_id = r.execution_id)
 )
 select execution_id, path, triggered_by, status, scheduled_for, started_at, completed_at,
@@ -117,8 +126,7 @@ select execution_id, path, triggered_by, status, scheduled_for, started_at, comp
        tables, tables_done, tables_failed, tables_running, rows_written, bytes_copied, exit_code, verdicts,
        error_message, error_mend
 from run
-where (:'status'::text is null or status = :'status') and (:'path'::text is null or path = :'path')
-  and (:'triggered_by'::text is null or triggered_by = :'triggered_by')
+where :'status'::text is null or status = :'status'
 order by started_at desc limit :'limit';
 
 -- name: batches

@@ -15,10 +15,10 @@ from tests.benchmarks.arena import open_arena
 from tests.benchmarks.contender import Contender, Floor, Project
 from tests.benchmarks.peer import find_peers
 from tests.benchmarks.report import format_table, judge, write_report
-from tests.benchmarks.workload import Result, measure_full, measure_idle, measure_incremental
+from tests.benchmarks.workload import Result, measure_full, measure_idle, measure_incremental, measure_verify
 from tests.pair import ROOT
 
-WORKLOADS = ("full", "incremental", "idle")
+WORKLOADS = ("full", "incremental", "verify", "idle")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,14 +39,17 @@ def run(options: argparse.Namespace) -> list[Result]:
     results: list[Result] = []
     with open_arena(options.rows) as arena:
         project = Project(arena)
-        contenders: list[Contender] = [Floor(arena), *find_peers(arena, wanted=options.peers), project]
-        if {"full", "incremental"} & set(wanted):
+        floor = Floor(arena)
+        contenders: list[Contender] = [floor, *find_peers(arena, wanted=options.peers), project]
+        if {"full", "incremental", "verify"} & set(wanted):
             arena.fill_conversations()
         if "full" in wanted:
             results += measure_full(arena, contenders, options.runs)
         if "incremental" in wanted:
             pulling = [contender for contender in contenders if contender.pulls]
             results += measure_incremental(arena, pulling, options.runs)
+        if "verify" in wanted:
+            results += measure_verify(arena, floor, project, options.runs)
         if "idle" in wanted:
             results += measure_idle(arena, project, options.runs, options.tables)
     return results

@@ -87,6 +87,10 @@ class Project(Contender):
     def pull(self, since: str) -> Measured:
         return self.sync()
 
+    def verify(self) -> Measured:
+        """Prove the copy right; the exit code says that it is."""
+        return measure(self.command(sys.executable, "-m", "replicator", "verify"))
+
 
 class Floor(Contender):
     """`psql` COPY piped into `psql` COPY, binary, by somebody who knows what changed: the least that can be done."""
@@ -110,6 +114,13 @@ class Floor(Contender):
             "copy staging from stdin (format binary)",
             f"insert into {TABLE} select * from staging on conflict (id) do update set {sets.as_string()}",
         )
+
+    def read_both(self) -> Measured:
+        """Read the whole table at both ends, one after the other, and throw it away."""
+        query = f"copy {TABLE} to stdout (format binary)"
+        first = measure(self._psql(self.arena.pair.source_dsn, query))
+        second = measure(self._psql(self.target_dsn, query))
+        return Measured(first.seconds + second.seconds, max(first.rss_bytes, second.rss_bytes))
 
     def _pipe(self, read: str, *write: str) -> Measured:
         return measure(self._psql(self.arena.pair.source_dsn, read), self._psql(self.target_dsn, *write))

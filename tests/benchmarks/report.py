@@ -23,6 +23,7 @@ RATIO_GOALS: Mapping[tuple[str, str], float] = {
     ("full", "sling"): 1.0,
     ("full", "dlt"): 1.0,
     ("incremental", FLOOR): 1.25,
+    ("verify", FLOOR): 2.0,
     ("incremental", "sling"): 1 / 2,
     ("incremental", "ingestr"): 1 / 1.3,
     ("incremental", "dlt"): 1 / 8,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from tests.benchmarks.arena import Arena
-from tests.benchmarks.contender import Contender, Project
+from tests.benchmarks.contender import Contender, Floor, Project
 from tests.benchmarks.meter import Measured
 
 
@@ -64,6 +64,19 @@ def measure_incremental(arena: Arena, contenders: Sequence[Contender], runs: int
         results[contender.name].runs.append(contender.pull(since))
         contender.check()
     return list(results.values())
+
+
+def measure_verify(arena: Arena, floor: Floor, project: Project, runs: int) -> list[Result]:
+    """Measure the proof that the whole table is equal, beside reading it at both ends."""
+    for contender in (floor, project):
+        contender.reset()
+        contender.load()
+    results = [Result("verify", floor.name), Result("verify", project.name)]
+    for _ in range(runs):
+        arena.settle(floor.database, project.database)
+        results[0].runs.append(floor.read_both())
+        results[1].runs.append(project.verify())
+    return results
 
 
 def measure_idle(arena: Arena, project: Project, runs: int, tables: int) -> list[Result]:

@@ -54,12 +54,12 @@ def test_a_pair_in_order_has_no_error_and_nothing_is_written(pair: Pair) -> None
     findings = check(pair, exit_code=0)
     text = pair.run("check").stdout
     assert before == [connection.execute(EVERYTHING).fetchall() for connection in (pair.source, pair.target)]
-    assert ids(findings, "ok") == {"source_reachable", "target_reachable", "replica_role", "strategy"}
+    assert ids(findings, "ok") == {"source_reachable", "target_reachable", "replica_role", "strategy", "stream"}
     assert ids(findings, "warn") == {"view_without_watermark"}
     assert list(findings[0]) == ["id", "severity", "table", "message", "mend"]
     assert f"PostgreSQL {pair.source_server.version}" in findings[0]["message"]
-    assert text.count("\nok ") + text.startswith("ok ") == 5
-    assert "\n0 errors, 1 warning, 5 ok\n" in text
+    assert text.count("\nok ") + text.startswith("ok ") == 6
+    assert "\n0 errors, 1 warning, 6 ok\n" in text
 
 
 def test_every_line_begins_with_severity_and_id(pair: Pair) -> None:

@@ -334,7 +334,7 @@ def test_no_secret_and_no_cell_value_gets_out(pair: Pair) -> None:
             privacy={"mask_key_file": "mask.key"},
             logs={"level": "debug", "dir": "logs"},
         )
-        finished = pair.run(*args, check=check)
+        finished = pair.popen(*args, afresh=True).wait(check=check)
         printed.append(finished.stdout + finished.stderr)
 
     with watched_command_lines() as seen:
@@ -383,7 +383,8 @@ def test_a_password_with_a_character_that_is_not_escaped_stays_secret(scene: Pai
         assert canary not in finished.stdout + finished.stderr
     if side == "source":
         (scene.dir / "new").mkdir()
-        finished = scene.run("init", "--config", "new/replicator.toml", check=None, env={"REPLICATOR_SOURCE__DSN": dsn})
+        given = {"REPLICATOR_SOURCE__DSN": dsn, "REPLICATOR_SOURCE__CONNECT_TIMEOUT": "1s"}
+        finished = scene.run("init", "--config", "new/replicator.toml", check=None, env=given)
         assert finished.exit_code in (3, 4), finished
         assert "percent-encoded" in finished.stderr
         assert canary not in finished.stdout + finished.stderr

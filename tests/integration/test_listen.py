@@ -418,3 +418,52 @@ def test_a_refused_row_stops_the_stream_and_leaves_the_position(streamed: Pair) 
     streamed.target.execute("alter table t drop constraint small")
     catch_up(streamed)
     streamed.assert_equal("public.t")
+
+
+@pytest.mark.parametrize("replica", [True, False])
+def test_a_refused_row_that_was_corrected_in_the_source_lands(make_pair: MakePair, replica: bool) -> None:
+    """T9: the WAL keeps the refused versions; corrected, deleted and moved rows are taken as they are by now."""
+    pair = make_pair(listens=True, replica=replica)
+    pair.source.execute(
+        "create table t (id int primary key, n int, big text); alter table t alter big set storage external;"
+        "insert into t select n, n, repeat('b', 4000) from generate_series(1, 9) n;"
+        "create table bare (n int); alter table bare replica identity full"
+    )
+    pair.publish()
+    pair.write_config(tables=["public.t", "public.bare"])
+    catch_up(pair)
+    pair.target.execute("alter table t add constraint small check (n < 1000); alter table t add local int default 7")
+    pair.source.execute(
+        "begin; insert into t select n, n, 'b' from generate_series(10, 60) n; delete from t where id = 1;"
+        "insert into bare values (1), (1); update t set n = 4242 where id in (3, 33, 5); commit;"
+        "update t set id = 100 where id = 5; truncate bare; insert into bare values (2)"
+    )
+    catch_up(pair, check=1)
+    pair.source.execute("update t set n = 3 where id = 3; delete from t where id = 33")
+    assert "refused_rows_corrected" in catch_up(pair, check=1)
+    pair.source.execute("update t set n = 0 where id = 100")
+    catch_up(pair)
+    pair.assert_equal("public.t")
+    pair.assert_equal("public.bare")
+    assert pair.target.execute("select count(*) from t where local = 7 and id < 10").fetchone() == (7,)
+    pair.source.execute("update t set n = n + 1")
+    assert "refused_rows_corrected" not in catch_up(pair)
+    pair.assert_equal("public.t")
+
+
+def test_a_corrected_row_inside_a_transaction_that_is_too_large_to_hold_lands(streamed: Pair) -> None:
+    """T9, S14: the refused row lies in a piece of a transaction whose earlier pieces are in the target, uncommitted."""
+    streamed.source.execute("create table t (id int primary key, n int, note text)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"], listen={"batch_bytes": "1MB"})
+    catch_up(streamed)
+    streamed.target.execute("alter table t add constraint small check (n < 100000)")
+    streamed.source.execute(
+        "insert into t select n, case n when 20000 then 424242 else n end, repeat('x', 50)"
+        " from generate_series(1, 30000) n"
+    )
+    catch_up(streamed, check=1)
+    assert streamed.target.execute("select count(*) from t").fetchone() == (0,)
+    streamed.source.execute("update t set n = 1 where id = 20000")
+    assert "refused_rows_corrected" in catch_up(streamed)
+    streamed.assert_equal("public.t")

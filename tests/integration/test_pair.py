@@ -110,7 +110,7 @@ def test_a_killed_command_takes_its_children_along(pair: Pair) -> None:
     (pair.dir / "replicator" / "__main__.py").write_text(
         "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nprint(child.pid, flush=True)\nchild.wait()\n"
     )
-    running = Running((), pair.dir, pair.environment(PYTHONPATH=str(pair.dir)))
+    running = Running((), pair.dir, pair.environment(PYTHONPATH=str(pair.dir)), afresh=True)
     child = int(wait_until(lambda: running.stdout.strip(), what="the child's pid"))
     assert running.kill().exit_code == -9
     wait_until(lambda: not is_alive(child), what="the child ended")

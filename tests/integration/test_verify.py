@@ -40,6 +40,7 @@ def read_versions(pair: Pair, table: str = "public.t") -> set[tuple[str, str]]:
     return {(row[0], row[1]) for row in pair.target.execute(f"select id::text, xmin::text from {table}").fetchall()}
 
 
+@pytest.mark.hazard("W30")
 @pytest.mark.versions
 def test_verify_names_exactly_the_damaged_rows_and_repair_mends_exactly_those(pair: Pair) -> None:
     pair.source.execute(DAMAGED)

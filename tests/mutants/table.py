@@ -16,7 +16,21 @@ LISTEN = "tests/integration/test_listen.py::"
 STREAM = "tests/integration/test_hazard_stream.py::"
 STREAM_FAULTS = "tests/chaos/test_hazard_stream_faults.py::"
 
+VERIFY_STREAMED = "tests/integration/test_verify_streamed.py::"
+
 MUTANTS = (
+    Mutant(
+        "B24",
+        "a row is looked at again in a snapshot that may miss what the target holds",
+        (VERIFY_STREAMED + "test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference[18-18]",),
+        (
+            Change(
+                "replicator/stream_verify.py",
+                "fresh.begin(self.job.mapping, read_open_xids(watcher), _OPEN_LIMIT_S)",
+                "fresh.begin(self.job.mapping, [], _OPEN_LIMIT_S)",
+            ),
+        ),
+    ),
     Mutant(
         "B4",
         "the position is saved ahead of the data, in a transaction of its own",
@@ -481,6 +495,12 @@ MUTANTS = (
         "the old key stays after a row changed it",
         (LISTEN + "test_changes_of_one_key_fold_to_the_last[18-18]",),
         (Change("replicator/fold.py", "self.rows[old_key] = GONE", "pass"),),
+    ),
+    Mutant(
+        "B17",
+        "of a row that is read again by its key, the key that it left is forgotten",
+        ("tests/integration/test_both_paths.py::test_both_paths_end_where_the_source_is[18-18]",),
+        (Change("replicator/capture/intake.py", "            fold.lose(old_key)\n", ""),),
     ),
     Mutant(
         "B18",

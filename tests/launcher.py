@@ -1,0 +1,122 @@
+"""Start the tool as a process of its own without starting Python for it.
+
+A server process imports the package once, and forks for each command (`multiprocessing`'s forkserver). A command
+has its own pid, session, environment and exit code, and its death frees what it holds: only what Python does before
+the first line of `main` is spared, 0.3 of 0.5 seconds. REPLICATOR_TEST_AFRESH=1 starts Python each time, as
+`make test-all` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Protocol
+
+AFRESH = "REPLICATOR_TEST_AFRESH"
+
+
+class Command(Protocol):
+    """A command at work: the part of `subprocess.Popen` that tests use."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Return the exit code, minus the signal that ended it, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process alone."""
+
+
+class Forked:
+    """A command that the server process forked."""
+
+    def __init__(self, process: ForkServerProcess) -> None:
+        assert process.pid is not None
+        self._process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        exit_code = self.poll()
+        if exit_code is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
+        return exit_code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def start_command(
+    args: tuple[str, ...], folder: Path, environment: Mapping[str, str], out: Path, err: Path, *, afresh: bool = False
+) -> Command:
+    """Start `replicator ARGS` in `folder`, streams to files, as the leader of a session of its own."""
+    out.touch()
+    err.touch()
+    if not afresh and not os.environ.get(AFRESH):
+        return _fork(args, folder, dict(environment), out, err)
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", "replicator", *args],
+            stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=folder, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def kill_group(command: Command) -> None:
+    """Kill -9 a command and all that it started; one that was forked just now leads no group yet."""
+    try:
+        os.killpg(command.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        command.send_signal(signal.SIGKILL)
+
+
+def _fork(args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> Forked:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    process = context.Process(target=run_command, args=(args, folder, environment, out, err), daemon=True)
+    process.start()
+    return Forked(process)
+
+
+def run_command(args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+    """Become the command: session, directory, environment and streams as a shell would set them, then `main`."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    for number, path, mode in ((0, Path(os.devnull), os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
+        opened = os.open(path, mode)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = ["replicator", *args]
+    from replicator.cli import main
+
+    main()
+
+
+def import_package() -> None:
+    """Import every module of the tool, and with them the packages that it needs."""
+    import replicator
+
+    for module in pkgutil.walk_packages(replicator.__path__, "replicator."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
