@@ -51,6 +51,12 @@ def _read(connection: Connection, name: str, /, **parameters: Any) -> list[Row]:
         return cursor.execute(statement(f"catalog.{name}"), parameters).fetchall()
 
 
+def read_expressions(connection: Connection, oids: Iterable[int]) -> dict[tuple[int, str], str]:
+    """Return what computes the generated columns of relations, by (oid, column)."""
+    rows = _read(connection, "list_expressions", oids=list(oids))
+    return {(row["relation"], row["name"]): row["expression"] for row in rows}
+
+
 def list_relations(connection: Connection) -> list[Listed]:
     """Return everything that a SELECT could name outside the system schemas, sorted by schema and name."""
     return [Listed(**row) for row in _read(connection, "list_relations")]

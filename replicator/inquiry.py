@@ -11,15 +11,16 @@ import psycopg
 from psycopg import sql
 
 from replicator.apply.control import Control
+from replicator.apply.evolve import Evolution
 from replicator.apply.job import Job
 from replicator.apply.merge import DELETED_AT
 from replicator.apply.stream_control import ListenerState, StreamControl
-from replicator.apply.target import find_equality, plan_job_enums, plan_target, spell_columns
+from replicator.apply.target import find_equality, fit_reading, plan_job_enums, plan_target, spell_columns
 from replicator.apply.types import resolve_types
 from replicator.capture.pull import Access, set_up_read, take_snapshot
 from replicator.catalog import format_types, read_relation
 from replicator.db import Connection, translated
-from replicator.errors import ReplicatorError, UsageError
+from replicator.errors import DataRefused, ReplicatorError, UsageError
 from replicator.inventory import Chosen, read_table_argument, take_inventory
 from replicator.planning import forbid_writing
 from replicator.preparation import decide_job, prepare_jobs
@@ -38,6 +39,7 @@ BATCHES = 5
 # A change of a live stream is in the target within moments; one that stays away longer is not on its way.
 _ON_ITS_WAY_S = 2.0
 _LOOK_AGAIN_S = 0.2
+_UNWRITABLE = frozenset({"22P05", "22021"})
 
 
 @dataclass
@@ -87,12 +89,15 @@ class _Inquiry:
         self.settings, self.access, self.source, self.target = settings, access, source, target
         self.control = Control(target, settings.target.control_schema, settings.pipeline)
         self.streams = StreamControl(target, settings.target.control_schema, settings.pipeline)
+        wait = sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{access.lock_timeout_s * 1000:.0f}ms"))
         with translated("target"):
             forbid_writing(target)
+            target.execute(wait)
             self.has_control = self.control.exists()
             self.has_streams = self.has_control and not self.control.list_pending()
         with translated("source"):
             forbid_writing(source)
+            source.execute(wait)
             if access.mask_key is not None:
                 source.execute(statement("session.set"), {"name": MASK_KEY_SETTING, "value": access.mask_key.hex()})
 
@@ -121,6 +126,7 @@ class _Inquiry:
             )
         with translated("target", chosen.table):
             self.existing = read_relation(self.target, *job.target)
+            self.evolution: Evolution | None = None
             self.problem = self._find_problem()
             self._fit_columns()
         self.reading = self._decide()
@@ -128,7 +134,8 @@ class _Inquiry:
     def _find_problem(self) -> ReplicatorError | None:
         """Return what would stop the next sync at the target."""
         try:
-            plan_target(self.target, self.job, plan_job_enums(self.target, self.job))
+            enums = plan_job_enums(self.target, self.job)
+            self.evolution, _, _ = plan_target(self.target, self.job, enums)
         except ReplicatorError as error:
             return error
         return None
@@ -136,7 +143,7 @@ class _Inquiry:
     def _fit_columns(self) -> None:
         """Sort the outputs into those that the target has, with the casts to its types, and those that it lacks."""
         job = self.job
-        self.outputs: list[Output] = []
+        self.outputs: list[Output] = list(job.mapping.outputs)
         self.casts: dict[str, str] = {}
         self.lacking: tuple[str, ...] = ()
         self.current: dict[str, str] = {}
@@ -163,10 +170,11 @@ class _Inquiry:
             snapshot.close()
             with translated("target"):
                 kept = self.control.read_observations(snapshot.facts.system_identifier) if self.has_control else []
-            return decide_job(self.job, snapshot.facts, [snapshot.observation, *kept], full=False)
+            reading = decide_job(self.job, snapshot.facts, [snapshot.observation, *kept], full=False)
         except ReplicatorError as error:
             self.problem = self.problem or error
             return None
+        return reading if self.evolution is None else fit_reading(reading, self.job, self.evolution)
 
     def read_key(self, key: Sequence[str]) -> list[KeyCell]:
         """Let the source read the key's texts. Raises UsageError, which does not repeat them."""
@@ -198,8 +206,11 @@ class _Inquiry:
         except psycopg.Error as error:
             if error.sqlstate is None or self.source.closed:
                 raise
+            what = f"is no {cell.spelling}"
+            if error.sqlstate in _UNWRITABLE:
+                what = "has a character that the source's encoding lacks"
             raise UsageError(
-                f"value {place} of the key is no {cell.spelling}",
+                f"value {place} of the key {what}",
                 why=f"column {cell.column} has that type (SQLSTATE {error.sqlstate})",
                 mend="write it as PostgreSQL would",
                 sqlstate=error.sqlstate,
@@ -249,9 +260,13 @@ class _Inquiry:
         if audited is not None and audits_by_xmin(mapping):
             audit = Reading(INCREMENTAL, WATERMARK, audited, None, True, None, "")
         query = find_source_row(mapping, cells, self.outputs, self.casts, reading, audit)
-        with self.source.transaction():
-            set_up_read(self.source, self.access)
-            rows = self.source.execute(query).fetchall()
+        try:
+            with self.source.transaction(), translated("source", self.job.table):
+                set_up_read(self.source, self.access)
+                rows = self.source.execute(query).fetchall()
+        except DataRefused as error:
+            seen.refusal, seen.target_key = error, self._map_key(cells)
+            return
         seen.rows_source = len(rows)
         if not rows:
             seen.target_key = self._map_key(cells)

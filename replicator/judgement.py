@@ -84,13 +84,15 @@ def make_source(job: Job, reader: HasConnection) -> TableReader:
     )
 
 
-def judge(job: Job, reader: HasConnection, session: Session, system_identifier: str, look: Look) -> Verdict:
-    """Compare a table in the reader's snapshot and the session's transaction."""
+def judge(
+    job: Job, reader: HasConnection, session: Session, system_identifier: str, look: Look, pace: Pace | None = None
+) -> Verdict:
+    """Compare a table in the reader's snapshot and the session's transaction. pace: of the first look at all rows."""
     table = open_target_table(session, job, system_identifier)
     source = make_source(job, reader)
     if not job.mapping.key:
         return judge_multiset(job, table, source, session)
-    comparison = table.compare(session, job, Pace(look.bytes_per_s))
+    comparison = table.compare(session, job, pace or Pace(look.bytes_per_s))
     compared = comparison.compare(source)
     verdict = Verdict(
         job.table,

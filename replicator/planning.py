@@ -23,7 +23,7 @@ from replicator.apply.target import (
     write_enum_ddl,
 )
 from replicator.apply.types import EnumChange, Resolved
-from replicator.capture.pull import Access, is_standby, observe, since_mark, since_xid, take_snapshot
+from replicator.capture.pull import Access, count_prepared, is_standby, observe, since_mark, since_xid, take_snapshot
 from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, translated
 from replicator.errors import PreflightError, ReplicatorError
@@ -240,6 +240,10 @@ class _Planner:
         reference = choose_reference(mapping, state, self.facts, job.fingerprint, self.observations, slack)
         if isinstance(reference, str):
             return Trust(column, unknown=reference)
+        assert state.snapshot_at is not None
+        if count_prepared(self.source, state.snapshot_at):
+            # Of whatever database: the snapshot's oldest transaction is then older than any observation tells.
+            return Trust(column, unknown="a prepared transaction of that time has not ended")
         if not self.deep and mapping.relation.heap_bytes > COUNTED_HEAP_BYTES:
             return Trust(column, unknown="that takes a scan of the whole table: replicator check --deep")
         counts = sql.SQL(

@@ -126,7 +126,9 @@ class _Retry:
             evolution, existing, types = plan_target(self.target, job)
             if existing is None or evolution.before:
                 raise OperatorError(
-                    f"the definition of {table} has changed", mend="run `replicator listen` first", table=table
+                    f"the definition of {table} has changed",
+                    mend="run `replicator sync`, or `listen`, first",
+                    table=table,
                 )
             target, shape = describe_target(self.target, job, existing, types, evolution, Digest.PORTABLE)
         self.lookup.introduce(table, VERSION, job.mapping, shape, spellings)

@@ -59,8 +59,9 @@ class Sighting:
     """Everything that was seen of one key.
 
     rows_source, rows_target: how many the key names, at most two. target_key: what the rules make of the key, None
-    where only its row would tell. lacking: columns that the target has not got yet. reading: of the next sync;
-    problem: what would stop it. last_batch: the newest row of `etl_control` for the table.
+    where only its row would tell. lacking: columns that the target has not got yet. refusal: why the source cannot
+    compute the row. reading: of the next sync; problem: what would stop it. last_batch: the newest row of `etl_control`
+    for the table.
     """
 
     table: str
@@ -75,6 +76,7 @@ class Sighting:
     target_key: tuple[str | None, ...] | None = None
     differences: list[Difference] = field(default_factory=list)
     lacking: tuple[str, ...] = ()
+    refusal: ReplicatorError | None = None
     reading: Reading | None = None
     problem: ReplicatorError | None = None
     quarantined: Row | None = None
@@ -97,7 +99,7 @@ SETTLED = frozenset({"equal", "absent", "deleted", "excluded", "kept"})
 
 def find_reason(seen: Sighting) -> Reason:
     """Return why the target has of this key what it has."""
-    settled = _find_ambiguity(seen) or _find_agreement(seen)
+    settled = _find_refusal(seen) or _find_ambiguity(seen) or _find_agreement(seen)
     if settled is not None:
         return settled
     for look in (_find_quarantine, _find_missing_target, _find_stream_reason, _find_stop, _find_next):
@@ -105,6 +107,12 @@ def find_reason(seen: Sighting) -> Reason:
         if reason is not None:
             return _mention_failure(reason, seen)
     return Reason("unknown", "unknown: what was seen does not explain it", _REPAIR.format(seen.table))
+
+
+def _find_refusal(seen: Sighting) -> Reason | None:
+    if seen.refusal is None:
+        return None
+    return Reason("refused", f"the row is in the source, and {seen.refusal.message}", seen.refusal.mend)
 
 
 def _find_ambiguity(seen: Sighting) -> Reason | None:
@@ -195,13 +203,18 @@ def _find_next(seen: Sighting) -> Reason | None:
         return None
     last = f"the last run at {_moment(seen.state.snapshot_at)}"
     sync = f"replicator sync {seen.table}"
+    if seen.lacking:
+        told = f"the target lacks {', '.join(seen.lacking)}: the next sync alters it, and brings the row"
+        return Reason("pending", told, sync)
+    if seen.reading.load_type == FULL:
+        return Reason("pending", f"the next sync reads the whole table ({seen.reading.reason}), and brings it", sync)
     if target is None or target.deleted_at is not None:
         why = f"inserted at the source after {last}"
         if source.is_young is False:
             why = "the source had the row at the last run already: it was deleted from the target by somebody else"
+        elif source.is_young is None:
+            why = "the target does not have the row"
         return Reason("pending", f"{why}; every sync compares the keys: the next one brings it", sync)
-    if seen.reading.load_type == FULL:
-        return Reason("pending", f"the next sync reads the whole table ({seen.reading.reason}), and brings it", sync)
     # With an audit the watermark's reading is by xid too, from the last audit on.
     if source.is_due or (source.is_young and seen.reading.strategy != WATERMARK):
         return Reason("pending", f"changed at the source after {last}: the next sync brings it", sync)

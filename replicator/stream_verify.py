@@ -21,7 +21,7 @@ import psycopg
 from psycopg import sql
 
 from replicator.apply import difference, merge
-from replicator.apply.comparison import Finding
+from replicator.apply.comparison import Finding, Pace
 from replicator.apply.difference import DIFFERENT, EXTRA, Key
 from replicator.apply.job import Job, Session
 from replicator.apply.stream_control import ListenerState, StreamControl
@@ -62,11 +62,11 @@ class StreamedLook:
         self.system_identifier, self.look = system_identifier, look
         self.control = StreamControl(session.connection, session.control.schema, session.control.pipeline)
 
-    def judge(self, reader: Reader, high: Lsn) -> Verdict:
+    def judge(self, reader: Reader, high: Lsn, pace: Pace) -> Verdict:
         """Compare the table. reader: in a snapshot taken before the source's WAL had reached `high`."""
         self._wait_for(high)
         with still(self.session):
-            verdict = judge(self.job, reader, self.session, self.system_identifier, self.look)
+            verdict = judge(self.job, reader, self.session, self.system_identifier, self.look, pace)
         if verdict.equal:
             return verdict
         with closing(self.run.access.open()) as watcher:

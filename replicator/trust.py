@@ -78,7 +78,10 @@ def choose_reference(
     moved = _find_break(state, facts, fingerprint)
     if moved is not None:
         return f"{moved} since the last sync: run one, and look again once rows have changed"
-    proved = prove_start([o for o in observations if o.observed_at <= state.snapshot_at])
+    before = [one for one in observations if one.observed_at <= state.snapshot_at]
+    if not before:
+        return "nothing is kept of who was at work at the last sync: run one, and look again once rows have changed"
+    proved = prove_start(before)
     if proved is None:
         return "a transaction was open for as long as the last syncs can tell: run one more, and look again"
     return Reading(INCREMENTAL, WATERMARK, state.xid_position, proved - slack, False, None, "")

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar
 from uuid import UUID
 
+from replicator.apply.comparison import Pace
 from replicator.apply.control import Control
 from replicator.apply.job import Job, Session
 from replicator.apply.keyed import KeyedLoad
@@ -263,6 +265,8 @@ class VerifyRound(Round):
 
     def _queue_jobs(self, jobs: list[Job]) -> None:
         """Put every job in a group of its own, the biggest first; nothing of the target is touched."""
+        self.bytes_there = sum(job.mapping.relation.heap_bytes for job in jobs)
+        self.bytes_read: dict[str, int] = {}
         self.queue.extend([job] for job in sorted(jobs, key=lambda job: -job.mapping.relation.heap_bytes))
         with translated("source"):
             self.high = read_end_of_wal(self.run.watcher)
@@ -291,17 +295,27 @@ class VerifyRound(Round):
             rows_undecided=len(verdict.undecided),
             duration_seconds=round((datetime.now(UTC) - run.started[job.table]).total_seconds(), 3),
         )
+        self._tell(job.table, job.mapping.relation.heap_bytes, 0)
         with self.mutex:
             self.left = [chosen for chosen in self.left if chosen.table != job.table]
-            run.progress(job.table, len(self.pending) - len(self.left), len(self.pending))
+
+    def _tell(self, table: str, done: int, _all: int) -> None:
+        """Tell how many bytes of all tables have been read."""
+        with self.mutex:
+            self.bytes_read[table] = max(done, self.bytes_read.get(table, 0))
+            done = sum(self.bytes_read.values())
+        self.run.progress(table, min(done, self.bytes_there), self.bytes_there)
 
     def _judge(self, job: Job, reader: Reader, session: Session) -> Verdict:
+        pace = Pace(self.pipeline.look.bytes_per_s, partial(self._tell, job.table))
+        # Asked anew for each table: a listener may have begun since the run did.
+        self.pipeline.streamed |= read_streamed(session.control)
         if job.table not in self.pipeline.streamed:
             with still(session):
                 self._check_not_ahead(session, job)
-                return judge(job, reader, session, self.snapshot.facts.system_identifier, self.pipeline.look)
+                return judge(job, reader, session, self.snapshot.facts.system_identifier, self.pipeline.look, pace)
         streamed = StreamedLook(self.run, session, job, self.snapshot.facts.system_identifier, self.pipeline.look)
-        return streamed.judge(reader, self.high)
+        return streamed.judge(reader, self.high, pace)
 
     def _check_not_ahead(self, session: Session, job: Job) -> None:
         """Raise PassingError when a sync has brought a younger snapshot meanwhile: it would look like differences."""

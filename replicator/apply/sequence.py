@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 from psycopg import sql
 
 from replicator.db import Connection
@@ -56,17 +57,21 @@ def find_sequences(connection: Connection, table: str, existing: Relation, spell
     found = _list_fed(connection, existing, spellings)
     grants = [grant for row, fed in found if fed.is_followed for grant in _missing_grants(row, fed)]
     if grants:
-        role = sql.Identifier(connection.info.user)
-        unique = {sql.SQL("{} to {}").format(grant, role).as_string(): None for grant in grants}
-        raise PreflightError(
-            f"role {connection.info.user} may not move the sequences of {table}",
-            why="sync_sequences is on, and it lacks rights on the target",
-            mend="; ".join(unique),
-            id="grant_missing",
-            sqlstate="42501",
-            table=table,
-        )
+        raise _not_permitted(connection, grants, table)
     return [fed for _, fed in found]
+
+
+def _not_permitted(connection: Connection, grants: Iterable[sql.Composed], table: str | None) -> PreflightError:
+    role = connection.info.user
+    texts = {sql.SQL("{} to {}").format(grant, sql.Identifier(role)).as_string(): None for grant in grants}
+    return PreflightError(
+        f"role {role} may not move the sequences of {table or 'a table'}",
+        why="sync_sequences is on, and it lacks rights on the target",
+        mend="; ".join(texts),
+        id="grant_missing",
+        sqlstate="42501",
+        table=table,
+    )
 
 
 def _list_fed(connection: Connection, existing: Relation, spellings: Mapping[str, str]) -> list[tuple[Row, Fed]]:
@@ -104,11 +109,19 @@ def _missing_grants(row: Row, fed: Fed) -> Iterable[sql.Composed]:
 
 
 def move_sequences(connection: Connection, fed: Collection[Fed]) -> None:
-    """Move sequences past the highest value of their columns, where they are not; last in the rows' transaction."""
+    """Move sequences past the highest value of their columns, where they are not; last in the rows' transaction.
+
+    Raises PreflightError, with the GRANT, where the right was taken away meanwhile.
+    """
     # In one order everywhere: two transactions that lock the same sequences must not wait for each other.
     for one in sorted((one for one in fed if one.is_followed), key=lambda one: (one.oid, one.column)):
         connection.execute(statement("sequence.lock"), {"oid": str(one.oid)})
-        connection.execute(move_sequence(one))
+        try:
+            connection.execute(move_sequence(one))
+        except psycopg.errors.InsufficientPrivilege as error:
+            usage = sql.SQL("grant usage on schema {}").format(sql.Identifier(one.schema))
+            grant = sql.SQL("grant select, update on sequence {}").format(one.sequence)
+            raise _not_permitted(connection, [usage, grant], None) from error
 
 
 def list_left(fed: Sequence[Fed]) -> list[Fed]:

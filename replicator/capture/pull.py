@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 import psycopg
@@ -49,6 +50,11 @@ def observe(connection: Connection, own: Sequence[int]) -> Observation:
     transactions = _value(connection, "observe_transactions", own=list(own))
     prepared = _value(connection, "observe_prepared")
     return Observation(observed_at, frozenset(transactions), prepared)
+
+
+def count_prepared(connection: Connection, moment: datetime) -> int:
+    """Return how many transactions of the cluster were prepared by a moment of its clock, and have not ended."""
+    return int(_value(connection, "count_prepared", moment=moment))
 
 
 def is_standby(connection: Connection) -> bool:

@@ -278,7 +278,7 @@ def health(config: Config = None, json: Json = False) -> None:
 @app.command(context_settings={"ignore_unknown_options": True})
 def why(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="Source table, like public.t.")],
-    key: Annotated[list[str], typer.Argument(metavar="KEY...", help="The values of its key in the source, in order.")],
+    key: Annotated[list[str], typer.Argument(metavar="KEY", help="The values of its key in the source, in order.")],
     config: Config = None,
     json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from replicator.capture.pull import Access
+from replicator.catalog import read_expressions
 from replicator.cli.output import as_text, print_json
 from replicator.cli.session import open_settings, open_target
 from replicator.db import Connection, closing, connect, translated
@@ -26,7 +27,7 @@ from replicator.preflight.server import (
     read_server_facts,
 )
 from replicator.preflight.stream import check_stream
-from replicator.preflight.table import check_foreign_keys, check_plan
+from replicator.preflight.table import check_expressions, check_foreign_keys, check_plan
 from replicator.preparation import choose_digest, open_access
 from replicator.rights import TargetRights
 from replicator.settings import Settings
@@ -115,6 +116,11 @@ class _Check:
         """Look at every table. strict: the target's facts where its foreign keys cannot be switched off."""
         plan = make_plan(self.settings, access, source, target, deep=self.deep)
         self.findings += check_plan(plan, deep=self.deep)
+        with translated("source"):
+            there = read_expressions(source, [table.relation.oid for table in plan.tables if table.relation])
+        with translated("target"):
+            here = read_expressions(target, [table.existing.oid for table in plan.tables if table.existing])
+        self.findings += check_expressions(plan.tables, there, here)
         if strict is not None:
             with translated("target"):
                 self.findings += check_foreign_keys(target, plan.tables, grant_replica_role(strict))

@@ -102,15 +102,16 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[ProgressHook | None]:
-    """Yield a hook that moves a bar on the terminal; None where there is no terminal."""
+def progress_bar(*, of_bytes: bool = False) -> Iterator[ProgressHook | None]:
+    """Yield a hook that moves a bar on the terminal; None where there is no terminal. of_bytes: else of tables."""
     if not shows_progress():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    count = DownloadColumn() if of_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tables", total=None)
+        task = bar.add_task("read" if of_bytes else "tables", total=None)
         yield lambda _table, done, total: bar.update(task, completed=done, total=total)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from psycopg import sql
 
+from replicator.apply.evolve import spelled
 from replicator.apply.job import Job
+from replicator.apply.types import Resolved
 from replicator.catalog import read_foreign_keys
 from replicator.db import Connection
 from replicator.inventory import explain_idle_pattern, vanished
 from replicator.planning import Plan, TablePlan
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import FOREIGN, KIND_NAMES, MATVIEW, PARTITIONED, TABLE, VIEW, Relation, Type
+from replicator.rules import Output
 from replicator.strategy import FULL, WATERMARK, XMIN
 from replicator.suggestion import suggest_key, suggest_key_index, suggest_watermark
 
+Expressions = Mapping[tuple[int, str], str]
 _KEYLESS = "read in full at every sync and compared as a multiset; only the difference is written"
 
 
@@ -233,6 +237,40 @@ def _innermost(types: dict[int, Type], oid: int) -> Type | None:
     while found is not None and (found.base or found.element):
         found = types.get(found.base or found.element)
     return found
+
+
+def check_expressions(tables: Iterable[TablePlan], there: Expressions, here: Expressions) -> Iterator[Finding]:
+    """Find columns that both sides compute, each in its own way: they are neither written nor compared.
+
+    there, here: what computes the columns of source and target, by (oid, column). Tables with renamed columns are
+    passed over, for the same expression has other words there.
+    """
+    for plan in tables:
+        if plan.relation is None or plan.existing is None or plan.job is None:
+            continue
+        outputs = plan.job.mapping.outputs
+        if any(output.name != output.source.name for output in outputs):
+            continue
+        for output in outputs:
+            theirs = there.get((plan.relation.oid, output.source.name))
+            ours = here.get((plan.existing.oid, output.name))
+            if theirs is not None and ours is not None and theirs != ours:
+                yield Finding(
+                    "generated_differs",
+                    "warn",
+                    f"column {output.name} is computed on both sides, by other expressions: it is not compared",
+                    _compute_alike(plan.existing, output, plan.types, theirs),
+                    plan.table,
+                )
+
+
+def _compute_alike(existing: Relation, output: Output, types: Mapping[str, Resolved], expression: str) -> str:
+    column = sql.Identifier(output.name)
+    kind = "virtual" if existing.by_name[output.name].generated == "v" else "stored"
+    statement = sql.SQL("alter table {0} drop column {1}, add column {1} {2} generated always as ({3}) {4}").format(
+        _name(existing), column, spelled(types[output.name].spelling), spelled(expression), sql.SQL(kind)
+    )
+    return statement.as_string()
 
 
 def check_foreign_keys(target: Connection, tables: Iterable[TablePlan], grant: str) -> Iterator[Finding]:

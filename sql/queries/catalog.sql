@@ -49,6 +49,13 @@ left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attn
 where a.attrelid = any (:'oids'::oid[]) and a.attnum > 0 and not a.attisdropped
 order by a.attrelid, a.attnum;
 
+-- name: list_expressions
+-- oids: relations. What computes their generated columns, as the server spells it.
+select a.attrelid::bigint as relation, a.attname as name, pg_catalog.pg_get_expr(d.adbin, d.adrelid) as expression
+from pg_catalog.pg_attribute a
+join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+where a.attrelid = any (:'oids'::oid[]) and a.attgenerated <> '' and not a.attisdropped;
+
 -- name: describe_indexes
 -- oids: relations. Valid indexes over plain columns. covers_all: not partial. equality: the operator family's own "=".
 select i.indrelid::bigint as relation, ic.relname as name,

@@ -15,7 +15,7 @@ from (select d.refobjsubid as attnum, d.objid as oid, true as is_plain
         and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = :'table'::oid and d.refobjsubid > 0
       union all
       select v.adnum, d.refobjid,
-             pg_catalog.pg_get_expr(v.adbin, v.adrelid) ~ '^\(?nextval\(''([^'']|'''')+''::regclass\)\)?(::[a-z]+)?$'
+             pg_catalog.pg_get_expr(v.adbin, v.adrelid) ~ '^\(?nextval\(E?''([^'']|'''')+''::regclass\)\)?(::[a-z ]+(\([0-9,]+\))?)?$'
       from pg_catalog.pg_attrdef v
       join pg_catalog.pg_depend d
         on d.classid = 'pg_catalog.pg_attrdef'::regclass and d.objid = v.oid

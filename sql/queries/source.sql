@@ -30,6 +30,10 @@ where l.locktype = 'virtualxid' and l.pid <> all (:'own'::int[]);
 -- name: observe_prepared
 select count(*)::int as prepared from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database();
 
+-- name: count_prepared
+-- moment: the source's clock. Transactions of any database that were prepared by then and have not ended.
+select count(*)::int as pending from pg_catalog.pg_prepared_xacts where prepared <= :'moment'::timestamptz;
+
 -- name: database
 -- Its OID in its cluster. Asked of a target too.
 select d.oid::bigint as oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database();

@@ -326,6 +326,20 @@ def test_settings_that_are_rarely_meant_are_told_where_they_stand(pair: Pair) ->
     assert found == [("on_row_error", None), ("max_delete_fraction", "public.t")]
 
 
+def test_a_column_that_each_side_computes_in_its_own_way_is_told(pair: Pair) -> None:
+    """It is neither written nor compared, so nothing else would tell."""
+    computed = "create table t (id int primary key, n int, twice int generated always as (n * {}) stored)"
+    pair.source.execute(computed.format(2))
+    pair.grant()
+    pair.as_writer.execute(computed.format(3))
+    pair.write_config(tables=["public.t"])
+    found = find(pair, "generated_differs")
+    assert (found["severity"], found["table"]) == ("warn", "public.t")
+    assert "column twice" in found["message"]
+    pair.as_writer.execute(found["mend"])
+    assert "generated_differs" not in ids(check(pair), "warn")
+
+
 def test_encodings_that_differ_are_a_note_or_a_warning(make_pair: MakePair) -> None:
     pair = make_pair(source_encoding="LATIN1")
     pair.write_config()

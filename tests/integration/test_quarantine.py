@@ -10,6 +10,7 @@ from tests.conftest import MakePair
 from tests.nightly import count_written, refuse, sync
 from tests.pair import Pair
 from tests.strategy_case import BOTH
+from tests.streaming import catch_up
 
 TABLE = """
 create table t (id int primary key, code text unique, n int, updated_at timestamptz default now());
@@ -161,3 +162,20 @@ def test_what_is_in_quarantine_is_tried_again_after_the_setting_went_back(pair: 
     sync(pair)
     assert waiting(pair) == {}
     pair.assert_equal("public.t")
+
+
+def test_the_copy_of_a_listener_puts_rows_aside_and_their_changes_wait_behind_them(streamed: Pair) -> None:
+    """T9: a table that was there before, with a constraint of its own."""
+    streamed.source.execute(
+        "create table t (id int primary key, n int); insert into t select g, g from generate_series(1, 40) g"
+    )
+    streamed.publish()
+    streamed.as_writer.execute("create table t (id int primary key, n int check (n < 40))")
+    streamed.write_config(tables=["public.t"], defaults={"on_row_error": "quarantine"})
+    catch_up(streamed)
+    assert {key: row["error_code"] for key, row in waiting(streamed).items()} == {"40": "23514"}
+    streamed.source.execute("update t set n = 7 where id = 40; insert into t values (41, 1)")
+    catch_up(streamed)
+    streamed.assert_equal("public.t", where="id <> 40")
+    streamed.run("quarantine", "retry")
+    streamed.assert_equal("public.t")

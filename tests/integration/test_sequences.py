@@ -132,6 +132,46 @@ def test_a_default_that_computes_something_is_left_alone_and_check_says_so(pair:
     assert next_value(pair, "s") == 1
 
 
+def test_hostile_names_domains_and_odd_numbers_do_not_matter(pair: Pair) -> None:
+    """H2: and of two columns that share a sequence the higher one counts; NaN and fractions come from nobody."""
+    pair.source.execute(
+        'create table "T%s ""x" ("I%d" int primary key, b numeric(12,2), c smallint, d int, e int, f numeric);'
+        """insert into "T%s ""x" values (5, 10.5, 7, 12, 30, 'NaN'), (6, 3, 8, 20, 25, 7)"""
+    )
+    pair.as_writer.execute(
+        "create domain dom as int check (value > 0); create sequence frac; create sequence shared;"
+        'create sequence nan_; create sequence "Q\'%s ""y\\"; create table "T%s ""x" ('
+        ' "I%d" int primary key default nextval(\'"Q\'\'%s ""y\\"\'), c smallserial,'
+        " b numeric(12,2) default nextval('frac')::numeric(12,2),"
+        " d int default nextval('shared'), e dom default nextval('shared')::int, f numeric default nextval('nan_'))"
+    )
+    pair.grant()
+    pair.write_config(tables=['public."T%s ""x"'], defaults={"sync_sequences": True})
+    pair.run("sync")
+    names = ('"Q\'%s ""y\\"', "frac", '"T%s ""x_c_seq"', "shared", "nan_")
+    assert [next_value(pair, name) for name in names] == [7, 12, 9, 31, 8]
+
+
+def test_tables_of_every_shape_move_theirs(pair: Pair) -> None:
+    """Partitioned, without a key, without a common column."""
+    pair.source.execute(
+        "create table p (id int, k int, primary key (id, k)) partition by list (k);"
+        "create table p1 partition of p for values in (1); create table p2 partition of p default;"
+        "insert into p values (5, 1), (9, 2); create table bare (n int); insert into bare values (4), (4);"
+        "create table nothing ()"
+    )
+    pair.as_writer.execute(
+        "create table p (id serial, k int, primary key (id, k)) partition by list (k);"
+        "create table p1 partition of p for values in (1); create table p2 partition of p default;"
+        "create table bare (n serial); create table nothing (id serial)"
+    )
+    pair.grant()
+    pair.write_config(tables=["public.p", "public.bare", "public.nothing"], defaults={"sync_sequences": True})
+    pair.run("sync")
+    pair.run("sync", "--full")
+    assert [next_value(pair, f"{name}_seq") for name in ("p_id", "bare_n", "nothing_id")] == [10, 5, 1]
+
+
 def test_a_renamed_column_moves_the_sequence_of_its_own_name(pair: Pair) -> None:
     pair.source.execute("create table t (id int primary key, n int); insert into t values (7, 70)")
     pair.as_writer.execute("create table t (code serial primary key, n int, id serial)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from psycopg import sql
 
 from tests.pair import Pair
 from tests.wait import wait_until
@@ -97,6 +98,24 @@ def test_what_was_committed_before_the_sync_is_not_held_against_the_watermark(pa
     assert trust["unknown"] is not None or trust["unmoved"] == 0, trust
     late.close()
     old.close()
+
+
+def test_a_prepared_transaction_of_another_database_leaves_it_open(pair: Pair) -> None:
+    """W15: it keeps the snapshot's xmin back, and no observation of this database shows it."""
+    pair.source.execute(TABLE)
+    begin(pair)
+    other = pair.source_server.connect("postgres")
+    name = f"trust_{pair.source_db}"
+    other.execute("begin")
+    other.execute("select pg_current_xact_id()")
+    other.execute(sql.SQL("prepare transaction {}").format(sql.Literal(name)))
+    try:
+        pair.source.execute("insert into t values (50, 'before', now() - interval '1 day')")
+        pair.run("sync")
+        assert "prepared transaction" in find(pair)["message"]
+    finally:
+        other.execute(sql.SQL("rollback prepared {}").format(sql.Literal(name)))
+        other.close()
 
 
 def test_where_nothing_can_be_told_the_reason_is(pair: Pair) -> None:
