@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -92,7 +92,18 @@ def verify(
     uneven = [verdict for verdict in result.verdicts if not verdict.equal]
     if repair and uneven and not stop.is_set():
         _repair(settings, target_conninfo, result, uneven, pipeline.streamed, triggered_by, run)
+    _note_left(run, result.verdicts)
     return result
+
+
+def _note_left(run: Run, verdicts: Sequence[Verdict]) -> None:
+    """Note for metrics and alerts how many rows differ by now; a target that went away changes nothing of the result."""
+    if not verdicts:
+        return
+    with suppress(ReplicatorError), run.open_control() as control, translated("target"):
+        operation = Operation(control.connection, control.schema, control.pipeline)
+        for verdict in verdicts:
+            operation.save_mismatch(verdict.table, 0 if verdict.equal else verdict.mismatched)
 
 
 def _repair(
@@ -281,8 +292,6 @@ class VerifyRound(Round):
             verdict = self._judge(job, reader, session)
             if verdict.equal:
                 session.control.save_proof(job.table, range(SLOTS), self.snapshot.facts.clock)
-            operation = Operation(session.connection, session.control.schema, session.control.pipeline)
-            operation.save_mismatch(job.table, 0 if verdict.equal else verdict.mismatched)
         self.pipeline.verdicts[job.table] = verdict
         run.log.info(
             "table_verified",
