@@ -97,7 +97,7 @@ def verify(
 
 
 def _note_left(run: Run, verdicts: Sequence[Verdict]) -> None:
-    """Note for metrics and alerts how many rows differ by now; a target that went away changes nothing of the result."""
+    """Note for metrics and alerts how many rows differ by now; a target that went away leaves the result as it is."""
     if not verdicts:
         return
     with suppress(ReplicatorError), run.open_control() as control, translated("target"):
