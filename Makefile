@@ -9,7 +9,7 @@ UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 
 help:
-	@echo "make demo      two servers, a full load, an incremental pull, a proof of equality (two minutes at most)"
+	@echo "make demo      two servers: full load, pull, live listener, resync, proof of equality (two minutes at most)"
 	@echo "make test      every test on PostgreSQL 18, what depends on the version on 15 and 16 too"
 	@echo "make test-failed  what failed in the last run, once more and alone"
 	@echo "make check     ruff, import-linter, mypy, unit tests: seconds, no server"

@@ -87,7 +87,7 @@ class StreamedLook:
             state = self.control.read_state()
             table = self.control.read_tables().get(self.job.table)
             position = _position(state)
-            if table is not None and position is not None and max(position, table.since) >= high:
+            if table is not None and position is not None and max(position, table.origin.since) >= high:
                 return
             if position != last:
                 last, since = position, time.monotonic()

@@ -22,7 +22,6 @@ from replicator.apply.operation import Operation
 from replicator.apply.repair import RepairLoad
 from replicator.apply.stream_control import StreamControl
 from replicator.capture.pull import Reader
-from replicator.capture.source_state import read_end_of_wal
 from replicator.db import closing, translated
 from replicator.digest import SLOTS
 from replicator.errors import EXIT_DIFFERENT, EXIT_OK, PassingError, ReplicatorError, choose_exit_code
@@ -279,8 +278,6 @@ class VerifyRound(Round):
         self.bytes_there = sum(job.mapping.relation.heap_bytes for job in jobs)
         self.bytes_read: dict[str, int] = {}
         self.queue.extend([job] for job in sorted(jobs, key=lambda job: -job.mapping.relation.heap_bytes))
-        with translated("source"):
-            self.high = read_end_of_wal(self.run.watcher)
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:
         run, (job,) = self.run, group
@@ -324,7 +321,7 @@ class VerifyRound(Round):
                 self._check_not_ahead(session, job)
                 return judge(job, reader, session, self.snapshot.facts.system_identifier, self.pipeline.look, pace)
         streamed = StreamedLook(self.run, session, job, self.snapshot.facts.system_identifier, self.pipeline.look)
-        return streamed.judge(reader, self.high, pace)
+        return streamed.judge(reader, self.end_of_wal, pace)
 
     def _check_not_ahead(self, session: Session, job: Job) -> None:
         """Raise PassingError when a sync has brought a younger snapshot meanwhile: it would look like differences."""

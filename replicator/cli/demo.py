@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, get_args
 from replicator.cli.output import print_json, print_table
 from replicator.db import Connection, closing, connect
 from replicator.demo_data import READER, WIDE_VIEW, Change, change_demo, create_demo
+from replicator.demo_load import Load, put_under_load
 from replicator.embedded import EmbeddedServer, ServerOptions, bring_up, take_down
 from replicator.errors import EXIT_FAILED, EXIT_OK, OperatorError
 from replicator.statement import sql_directory
@@ -73,20 +74,41 @@ class Demo:
         done = subprocess.run(
             command, cwd=self.folder, env=_environment(), capture_output=self.as_json, check=False, text=True
         )
-        self.steps.append(
-            {
-                "command": " ".join(arguments),
-                "exit_code": done.returncode,
-                "seconds": round(time.monotonic() - started, 2),
-            }
-        )
-        if done.returncode != EXIT_OK:
+        self._settle(arguments, done.returncode, time.monotonic() - started)
+
+    @contextmanager
+    def running(self, *arguments: str) -> Iterator[None]:
+        """Keep one of the tool's commands running while the block lasts, then ask it to end, as its service would."""
+        command = [sys.executable, "-m", "replicator", *arguments]
+        if not self.as_json:
+            print(f"$ replicator {' '.join(arguments)} &", flush=True)
+        started = time.monotonic()
+        output = subprocess.DEVNULL if self.as_json else None
+        with subprocess.Popen(
+            command, cwd=self.folder, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        ) as process:
+            try:
+                yield
+            finally:
+                process.terminate()
+                exit_code = process.wait(_START_S)
+        self._settle(arguments, exit_code, time.monotonic() - started)
+
+    def _settle(self, arguments: Sequence[str], exit_code: int, seconds: float) -> None:
+        """Keep what a command did. Raises OperatorError when it failed."""
+        self.steps.append({"command": " ".join(arguments), "exit_code": exit_code, "seconds": round(seconds, 2)})
+        if exit_code != EXIT_OK:
             raise OperatorError(
                 f"the demo's command failed: replicator {' '.join(arguments)}",
-                why=f"exit code {done.returncode}",
+                why=f"exit code {exit_code}",
                 mend="run it again with --keep and look into the directory that it names",
                 id="demo_failed",
             )
+
+
+_LOAD_S = 8.0
+_LOAD_RATE = 200.0
+_START_S = 60.0
 
 
 def _environment() -> dict[str, str]:
@@ -102,9 +124,19 @@ def run_demo(*, keep: bool, as_json: bool, serve: bool = False, port: int = 8321
         _first_load(demo)
         late = _change_source(demo, source)
         _late_commit(demo, late)
+        load = _listen(demo, source, target)
+        demo.say("A full resync of the messages: read again, and exchanged in one transaction")
+        demo.run("resync", "public.messages", "--yes")
         equal = _prove(demo, source, target)
         if as_json:
-            print_json({"equal": equal, "seconds": round(time.monotonic() - started, 1), "steps": demo.steps})
+            figures = {
+                "transactions": load.transactions,
+                "transactions_per_second": round(load.rate, 1),
+                "median_ms": round(load.median_s * 1000, 1),
+                "most_ms": round(load.most_s * 1000, 1),
+            }
+            seconds = round(time.monotonic() - started, 1)
+            print_json({"equal": equal, "seconds": seconds, "listen": figures, "steps": demo.steps})
         else:
             _look_around(demo, target, started)
         if serve:
@@ -187,6 +219,37 @@ def _late_commit(demo: Demo, late: Connection) -> None:
     demo.run("sync")
     demo.say("Nothing changed since: nothing is written")
     demo.run("sync")
+
+
+def _listen(demo: Demo, source: Connection, target: Connection) -> Load:
+    demo.say("The source's owner grants REPLICATION and publishes the tables: they are followed live, under load")
+    source.execute((sql_directory() / "demo" / "replication.sql").read_bytes())
+    with demo.running("listen"):
+        _wait_for_stream(source)
+        with closing(_open_source(demo)) as writer:
+            load = put_under_load(writer, source, target, seconds=_LOAD_S, rate=_LOAD_RATE)
+        if not demo.as_json:
+            columns = ("transactions", "a second", "seconds", "probes", "median ms to visible", "most ms")
+            figures = (
+                load.transactions, round(load.rate), round(load.seconds, 1), len(load.probes_s),
+                round(load.median_s * 1000, 1), round(load.most_s * 1000, 1),
+            )  # fmt: skip
+            print_table(columns, [figures], right=columns)
+        demo.say("Verified beside the listener, range by range, in the stream's own time")
+        demo.run("verify", "public.conversations", "public.messages", "public.contacts")
+        demo.run("status")
+    demo.say("A view has no stream: it stays with the nightly sync")
+    demo.run("sync")
+    return load
+
+
+def _wait_for_stream(source: Connection) -> None:
+    query = "SELECT FROM pg_stat_replication WHERE state = 'streaming'"
+    deadline = time.monotonic() + _START_S
+    while not source.execute(query).rowcount:
+        if time.monotonic() > deadline:
+            raise OperatorError("the demo's listener did not start", id="demo_failed")
+        time.sleep(0.05)
 
 
 def _prove(demo: Demo, source: Connection, target: Connection) -> bool:

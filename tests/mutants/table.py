@@ -527,7 +527,7 @@ MUTANTS = (
         (
             Change(
                 "replicator/capture/lookup.py",
-                "return not any(xid in running or _distance(xid, next_xid) >= 0 for xid in self.xids)",
+                "return not any(xid in running or measure_xid(xid, next_xid) >= 0 for xid in self.xids)",
                 "return True",
             ),
         ),
