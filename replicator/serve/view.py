@@ -24,7 +24,7 @@ Row = dict[str, Any]
 _DEPTHS = ((12_000, 1), (60_000, 4))
 # A run of this status has a batch of that one, and an index leads there.
 _BATCH_STATUS = {"running": "running", "failed": "failed", "partial": "failed"}
-_CONNECT_S = 3.0
+_CONNECT_S = 2.0
 _MOST_CONNECTIONS = 8
 _IDLE_S = 60.0
 # A page that takes longer than this tells so, rather than hold a connection.

@@ -104,7 +104,7 @@ with newest as (
     from candidate join :"control".etl_control c using (execution_id)
     where c.pipeline = :'pipeline' group by c.execution_id
 ), run as (
-    select b.*, case when tables_running > 0 then 'running' when tables_failed = 0 then 'success'
+    select b.*, case when tables_running > 0 or (r.execution_id is not null and r.completed_at is null) then 'running' when tables_failed = 0 then 'success'
                      when tables_done > 0 then 'partial' else 'failed' end as status,
            r.scheduled_for, r.exit_code, coalesce(r.verdicts, '[]') as verdicts, r.error_message, r.error_mend
     from batch b left join :"control".started_run r using (execution_id)

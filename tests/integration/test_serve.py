@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from psycopg.rows import dict_row
 
-from tests.conftest import MakePair
+from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.serving import Serving, write_config
 from tests.wait import wait_until
@@ -209,3 +210,68 @@ def test_hostile_names_are_harmless_in_every_page(make_pair: MakePair) -> None:
     for text in pages:
         for markup in ("<img", "<script>", "<b>", "<style", " onclick", " style="):
             assert markup not in text
+
+
+CANARY = "canary-4711"
+
+
+@pytest.mark.hazard("O4")
+def test_no_cell_value_and_no_secret_is_shown_by_anything_that_serves(pair: Pair) -> None:
+    """At debug level, with a row that the target refuses and keys that differ."""
+    pair.source.execute(
+        f"create table t (id text primary key, v text); insert into t values ('{CANARY}-1', '{CANARY}-2');"
+        f"create table gone (id text primary key); insert into gone values ('{CANARY}-3')".encode()
+    )
+    pair.as_writer.execute("create table t (id text primary key, v text check (length(v) < 3))")
+    pair.grant()
+    write_config(pair, logs={"level": "debug"})
+    pair.run("sync", check=6)
+    pair.target.execute("delete from gone")
+    seen: list[str] = []
+    with Serving(pair).wait_ready() as serving:
+        for path in ("verify", "runs", "resync"):
+            accepted = serving.api.post(f"/{path}", json={}).json()["execution_id"]
+            seen += read_command_lines(serving.running.process.pid)
+            seen += [str(serving.wait_for_run(accepted)), serving.web.get(f"/runs/{accepted}").text]
+        assert [text for text in seen if "--execution-id" in text]
+        for page in ("/", "/runs", "/charts", "/table?name=public.t", "/fragments/plan?name=public.t", "/metrics"):
+            seen.append(serving.web.get(page).text)
+        seen += [serving.api.get(path).text for path in ("/status", "/tables", "/runs", "/openapi.json")]
+        serving.running.send(signal.SIGTERM)
+        finished = serving.running.wait(check=0)
+    seen += [finished.stdout, finished.stderr, *(path.read_text() for path in pair.dir.glob("logs/etl/*.log"))]
+    seen += [str(row) for row in pair.target.execute("select r::text from replicator.started_run r").fetchall()]
+    for text in seen:
+        for secret in (CANARY, serving.token, pair.reader_password, pair.writer_password):
+            assert secret not in text
+
+
+def read_command_lines(pid: int) -> list[str]:
+    """Return the command lines of a process and of those that its threads started."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for task in tasks for child in task.read_text().split()]
+    found = [Path(f"/proc/{one}/cmdline") for one in (str(pid), *children)]
+    return [path.read_bytes().replace(b"\0", b" ").decode() for path in found if path.exists()]
+
+
+def test_a_target_that_goes_away_and_comes_back_is_waited_for(make_cluster: MakeCluster, make_pair: MakePair) -> None:
+    cluster = make_cluster()
+    pair = make_pair(target_server=cluster)
+    make_source(pair)
+    write_config(pair)
+    with Serving(pair).wait_ready() as serving:
+        cluster.stop("immediate")
+        assert serving.web.get("/livez").status_code == 200
+        assert serving.web.get("/readyz").status_code == 503
+        gone = serving.web.get("/")
+        assert (gone.status_code, "Not to be had" in gone.text) == (503, True)
+        refused = serving.api.get("/status")
+        assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+        assert serving.api.post("/runs", json={}).status_code == 503
+        cluster.start()
+        serving.wait_ready()
+        wait_until(lambda: serving.running.stderr.count("schedule_led") == 2, 60, what="it leads again")
+        pair.target.close()
+        pair.target = cluster.connect(pair.target_db)
+        run = serving.wait_for_run(serving.api.post("/runs", json={}).json()["execution_id"])
+        assert run["run"]["status"] == "success"
