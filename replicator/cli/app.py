@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -419,6 +420,17 @@ def _exit(code: int) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run one command, ship what it logged, and return its exit code."""
+    try:
+        return _run(arguments)
+    finally:
+        if "replicator.log_ship" in sys.modules:
+            from replicator.log import close_logging
+
+            close_logging()
+
+
+def _run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every error of ours is told on stderr."""
     as_json = "--json" in arguments
     try:

@@ -88,7 +88,10 @@ class Scheduler:
         self.close()
 
     def tick(self) -> None:
-        """Look once. Raises PassingError when the target does not answer."""
+        """Look once, and tell that it did. Raises PassingError when the target does not answer.
+
+        A target that is away is no fault of this process: it goes round, and systemd hears of it all the same.
+        """
         try:
             with translated("target"):
                 self._look()
