@@ -79,8 +79,8 @@ class Alarm:
         return self._messenger.is_empty
 
     def watch(self, stop: threading.Event, *, every_s: float = CHECK_EVERY_S) -> None:
-        """Check again and again until `stop` is set: the body of a thread."""
-        while not (self.is_silent or stop.wait(every_s)):
+        """Check again and again until `stop` is set, more often while the target is away: the body of a thread."""
+        while not (self.is_silent or stop.wait(_LEAST_PAUSE_S if self._was_down else every_s)):
             self.check()
 
     def check(self, error: Exception | None = None, *, is_final: bool = False) -> None:
@@ -183,6 +183,7 @@ class Alarm:
             successes=operation.read_successes(),
             streamed=frozenset(streamed),
             quarantined=operation.read_waiting(),
+            mismatched=operation.read_mismatches(),
             has_dead_run=has_dead_run,
             listener=listener,
             slot=slot,

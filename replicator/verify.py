@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +18,7 @@ from replicator.apply.comparison import Pace
 from replicator.apply.control import Control
 from replicator.apply.job import Job, Session
 from replicator.apply.keyed import KeyedLoad
+from replicator.apply.operation import Operation
 from replicator.apply.repair import RepairLoad
 from replicator.apply.stream_control import StreamControl
 from replicator.capture.pull import Reader
@@ -90,7 +91,18 @@ def verify(
     uneven = [verdict for verdict in result.verdicts if not verdict.equal]
     if repair and uneven and not stop.is_set():
         _repair(settings, target_conninfo, result, uneven, pipeline.streamed, triggered_by, run)
+    _note_left(run, result.verdicts)
     return result
+
+
+def _note_left(run: Run, verdicts: Sequence[Verdict]) -> None:
+    """Note for metrics and alerts how many rows differ by now; a target that went away leaves the result as it is."""
+    if not verdicts:
+        return
+    with suppress(ReplicatorError), run.open_control() as control, translated("target"):
+        operation = Operation(control.connection, control.schema, control.pipeline)
+        for verdict in verdicts:
+            operation.save_mismatch(verdict.table, 0 if verdict.equal else verdict.mismatched)
 
 
 def _repair(
