@@ -482,9 +482,9 @@ MUTANTS = (
         (LISTEN + "test_a_table_added_to_the_configuration_joins[18-18]",),
         (
             Change(
-                "replicator/capture/collector.py",
-                "if intake is None or self._skips or begin.final_lsn < self._since[intake.layout.table]:",
-                "if intake is None or self._skips:",
+                "replicator/position.py",
+                "return final_lsn < self.since or (self.seen is not None and self.seen.has(final_lsn, xid))",
+                "return self.seen is not None and self.seen.has(final_lsn, xid)",
             ),
         ),
     ),
