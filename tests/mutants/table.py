@@ -588,4 +588,16 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        "T9",
+        "a row in quarantine is not read again by the next sync",
+        ("tests/integration/test_quarantine.py::test_refused_rows_are_put_aside_and_all_others_land[18-18-xmin]",),
+        (
+            Change(
+                "replicator/apply/keyed.py",
+                "if self.waiting and self.reading.load_type != FULL:",
+                "if False and self.waiting:",
+            ),
+        ),
+    ),
 )
