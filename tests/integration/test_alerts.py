@@ -199,6 +199,51 @@ def test_rows_in_quarantine_and_a_lost_slot_are_told(streamed: Pair, webhook: We
     assert streamed.target.execute("select kind from replicator.incident where told_at is not null").fetchall() == []
 
 
+def test_a_source_that_does_not_answer_is_told_and_its_slot_is_not_called_well_or_ill(
+    streamed: Pair, webhook: Webhook
+) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    configure(streamed, webhook.address, tables=["public.t"])
+    catch_up(streamed)
+    configure(streamed, webhook.address, source={"dsn": streamed.dsn_of_source(port=1), "connect_timeout": "1s"})
+    for _ in range(2):
+        watch(streamed).check(is_final=True)
+    configure(streamed, webhook.address, tables=["public.t"])
+    watch(streamed).check(is_final=True)
+    assert [title for _, title, _ in webhook.notices] == [
+        "replicator default: the source does not answer",
+        "replicator default: over: the source does not answer",
+    ]
+
+
+def test_a_listener_that_is_behind_and_one_that_is_gone_are_told(streamed: Pair, webhook: Webhook) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    configure(streamed, webhook.address, tables=["public.t"])
+    catch_up(streamed)
+    past = "update replicator.incident set seen_at = seen_at - interval '2 minutes'"
+    alarm = watch(streamed)
+    alarm.check(is_final=True)
+    streamed.target.execute(past)
+    alarm.check(is_final=True)
+    with streamed.target_server.connect(streamed.target_db) as session:
+        lock = "select pg_advisory_lock(hashtextextended('replicator/replicator/default/listener', 7264811))"
+        session.execute(lock)
+        streamed.target.execute("update replicator.listener set fresh_at = now() - interval '1 hour'")
+        alarm.check(is_final=True)
+        streamed.target.execute(past)
+        alarm.check(is_final=True)
+        streamed.target.execute("update replicator.listener set fresh_at = now()")
+        alarm.check(is_final=True)
+    assert [title.partition(": ")[2] for _, title, _ in webhook.notices] == [
+        "the listener does not run",
+        "over: the listener does not run",
+        "the listener is behind",
+        "over: the listener is behind",
+    ]
+
+
 def test_a_killed_target_is_told_within_a_minute_and_once_more_when_it_is_back(
     make_cluster: MakeCluster, make_pair: MakePair, webhook: Webhook
 ) -> None:
