@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 from replicator.apply.comparison import Finding
 from replicator.apply.difference import DIFFERENT, EXTRA, MISSING, Key
+
+_INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +21,20 @@ class Counts:
     different: int
 
 
+def order_key(key: Key) -> list[tuple[int, int, str]]:
+    """Return what keys are sorted by: numbers by their value where they look like some, text after them, NULL last."""
+    return [
+        (2, 0, "") if text is None else (0, int(text), "") if _INTEGER.fullmatch(text) else (1, 0, text) for text in key
+    ]
+
+
 @dataclass
 class Verdict:
     """How one table compares.
 
     findings: its rows that differ, by key. missing_rows, extra_rows: of a table without key, whose rows have no names;
-    digests: the sums of their hashes on both sides. undecided: keys that a listener was changing at every look.
+    digests: the sums of their hashes on both sides. undecided: keys that were being changed at every look of a table
+    that a listener keeps; is_undecided: so was a table without key.
     repaired: rows written or deleted to mend it. key, columns: names in the target, columns in the order of a finding's
     values.
     """
@@ -55,7 +66,7 @@ class Verdict:
     @property
     def equal(self) -> bool:
         """Say whether the table is equal, or is so by now."""
-        return self.is_repaired or (not self.mismatched and not self.undecided and not self.is_undecided)
+        return (self.is_repaired or not self.mismatched) and not self.undecided and not self.is_undecided
 
     def keys(self, kind: str) -> list[Key]:
         """Return the keys of one kind of difference."""
@@ -77,6 +88,7 @@ class Verdict:
                 if finding.kind == DIFFERENT
             ],
             "undecided": self.undecided,
+            "is_undecided": bool(self.undecided) or self.is_undecided,
             "repaired": self.repaired,
             "missing_rows": self.missing_rows,
             "extra_rows": self.extra_rows,

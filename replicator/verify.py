@@ -49,8 +49,8 @@ class VerifyResult:
 
     @property
     def exit_code(self) -> int:
-        """Return 7 when differences are left, else 0, or what the tables' errors ask for."""
-        if any(not verdict.equal for verdict in self.verdicts):
+        """Return 7 when differences are left, else 0, or what the tables' errors ask for; what is undecided is none."""
+        if any(verdict.mismatched and not verdict.is_repaired for verdict in self.verdicts):
             return EXIT_DIFFERENT
         return choose_exit_code(self.errors.values(), some_landed=bool(self.verdicts)) if self.errors else EXIT_OK
 
@@ -178,7 +178,7 @@ def note_repairs(result: VerifyResult, verdicts: Sequence[Verdict], done: RunRes
         if row is None or row["status"] != "success":
             continue
         verdict.repaired = row["rows_inserted"] + row["rows_updated"] + row["rows_deleted"]
-        verdict.is_repaired = not verdict.undecided and not verdict.is_undecided
+        verdict.is_repaired = True
 
 
 def list_streamed(run: Run, tables: Sequence[str]) -> tuple[list[str], list[str]]:

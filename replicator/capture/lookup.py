@@ -23,7 +23,7 @@ from replicator.changes import KeyText
 from replicator.db import Connection, translate
 from replicator.errors import PassingError
 from replicator.position import measure_xid
-from replicator.relation import FOREIGN, MATVIEW
+from replicator.relation import FOREIGN, MATVIEW, Relation
 from replicator.rules import MASK_KEY_SETTING, Mapping, name_output
 from replicator.statement import statement
 
@@ -72,6 +72,17 @@ def read_open_xids(connection: Connection) -> list[int]:
     first = int(row["next_xid"]) % _XIDS
     younger = range(max(0, measure_xid(int(row["unassigned_xid"]), first)))
     return [*(int(xid) % _XIDS for xid in row["open_xids"]), *((first + n) % _XIDS for n in younger)]
+
+
+def read_open_writers(connection: Connection, relation: Relation) -> list[int]:
+    """Return which open transactions may have changed rows of a table, by the 32 bits of their xids.
+
+    On a standby, which does not know their locks, all that are open.
+    """
+    oids = [relation.oid, *(member.oid for member in relation.members)]
+    row = connection.execute(statement("replication.open_writers"), {"oids": oids}).fetchone()
+    assert row is not None
+    return read_open_xids(connection) if row["is_standby"] else [int(xid) for xid in row["xids"]]
 
 
 def begin_fresh(

@@ -70,7 +70,7 @@ def _row(verdict: Verdict) -> tuple[object, ...]:
     counts = verdict.count()
     return (
         verdict.table,
-        verdict.equal,
+        "undecided" if verdict.is_undecided else verdict.equal,
         verdict.rows_source,
         verdict.rows_target,
         counts.missing,

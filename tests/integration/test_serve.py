@@ -275,3 +275,50 @@ def test_a_target_that_goes_away_and_comes_back_is_waited_for(make_cluster: Make
         pair.target = cluster.connect(pair.target_db)
         run = serving.wait_for_run(serving.api.post("/runs", json={}).json()["execution_id"])
         assert run["run"]["status"] == "success"
+
+
+def test_changes_of_columns_and_progress_are_told(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair)
+    pair.run("sync")
+    pair.source.execute("alter table t add column w int, drop column v; update t set w = id")
+    pair.run("sync")
+    with Serving(pair).wait_ready() as serving:
+        page = serving.web.get("/table", params={"name": "public.t"}).text
+        assert "w int4 was added" in page or "w integer was added" in page
+        assert "v was dropped" in page
+        pair.target.execute("begin; lock table t")
+        execution = serving.api.post("/runs", json={"full": True}).json()["execution_id"]
+
+        def shows_progress() -> bool:
+            text = serving.web.get("/fragments/progress").text
+            return execution in text and "0 of 1 tables done" in text
+
+        wait_until(shows_progress, what="the run shows its progress")
+        pair.target.execute("commit")
+        serving.wait_for_run(execution)
+        assert "No run is under way" in serving.web.get("/fragments/progress").text
+
+
+def test_schedule_tells_the_next_runs_and_where_daylight_saving_bites(pair: Pair) -> None:
+    write_config(pair, schedule={"timezone": "Europe/Helsinki"})
+    told = pair.json("schedule")
+    assert (len(told["runs"]), len(told["daylight_saving"])) == (5, 2)
+    assert all(run[11:16] in ("03:00", "04:00") for run in told["runs"])
+    assert "daylight saving, 20" in pair.run("schedule").stdout
+
+
+def test_a_run_that_was_killed_counts_as_failed_and_not_as_under_way(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair)
+    pair.run("sync")
+    pair.target.execute("begin; lock table t")
+    killed = pair.popen("sync", "--full")
+    wait_until(lambda: pair.control_rows(status="running"), what="the run began")
+    with Serving(pair).wait_ready() as serving:
+        assert len(serving.api.get("/runs", params={"status": "running"}).json()["runs"]) == 1
+        killed.kill()
+        pair.target.execute("rollback")
+        wait_until(lambda: not serving.api.get("/runs", params={"status": "running"}).json()["runs"], what="it ended")
+        assert serving.api.get("/runs").json()["runs"][0]["status"] == "failed"
+        assert serving.api.post("/runs", json={}).status_code == 202

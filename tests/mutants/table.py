@@ -30,8 +30,8 @@ MUTANTS = (
         (
             Change(
                 "replicator/stream_verify.py",
-                "fresh.begin(self.job.mapping, read_open_xids(watcher), _OPEN_LIMIT_S)",
-                "fresh.begin(self.job.mapping, [], _OPEN_LIMIT_S)",
+                "is_whole = begin_after(fresh, self.job, read_open_writers(watcher, relation), _OPEN_LIMIT_S)",
+                "is_whole = begin_after(fresh, self.job, (), _OPEN_LIMIT_S)",
             ),
         ),
     ),
