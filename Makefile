@@ -15,7 +15,7 @@ help:
 	@echo "make check     ruff, import-linter, mypy, unit tests: seconds, no server"
 	@echo "make test-all  every test on every crossing of 15, 16 and 18"
 	@echo "make mutants   plants known bugs one at a time: a test must catch each (ONLY=B12 for one; ten minutes)"
-	@echo "make bench     this project beside the hand-written pipe, in one run"
+	@echo "make bench     this project beside the hand-written pipe and a subscription, in one run"
 	@echo "make lock      pins the packages anew (needs uv)"
 
 demo: .venv/base.stamp

@@ -54,7 +54,7 @@ _LOCK_WAIT_S = 30.0
 _RATE_SPAN_S = (30.0, 1800.0)
 _SETTLE_S = 180.0
 _AFTER_OUTAGE = frozenset({Kind.DEAD_RUN, Kind.STALE, Kind.LISTENER, Kind.LAG})
-RUN_COMMANDS_TELL = (Kind.RUN, Kind.DEAD_RUN)
+_OF_A_RUN = frozenset({Kind.RUN, Kind.DEAD_RUN})
 
 
 class Alarm:
@@ -160,7 +160,7 @@ class Alarm:
                 operation.save_incident(one)
             for key in self._tell_ended(decision):
                 operation.delete_incident(key)
-            return any(one.kind in RUN_COMMANDS_TELL for one in found)
+            return any(one.kind in _OF_A_RUN for one in found)
 
     def _connect(self) -> Connection:
         if self._conninfo is None:

@@ -97,9 +97,18 @@ def make_source(job: Job, reader: HasConnection) -> TableReader:
 
 
 def judge(
-    job: Job, reader: HasConnection, session: Session, system_identifier: str, look: Look, pace: Pace | None = None
+    job: Job,
+    reader: HasConnection,
+    session: Session,
+    system_identifier: str,
+    look: Look,
+    pace: Pace | None = None,
+    most: int | None = None,
 ) -> Verdict:
-    """Compare a table in the reader's snapshot and the session's transaction. pace: of the first look at all rows."""
+    """Compare a table in the reader's snapshot and the session's transaction.
+
+    pace: of the first look at all rows. most: how many rows that differ are named, None for all.
+    """
     table = open_target_table(session, job, system_identifier)
     source = make_source(job, reader)
     if not job.mapping.key:
@@ -115,8 +124,11 @@ def judge(
     )
     if compared.buckets:
         comparison.stage(source, compared.buckets)
-        found = comparison.find(
-            compared.buckets, with_values=look.with_values, with_extra=job.settings.deletes != "ignore"
+        found, verdict.unlisted = comparison.find(
+            compared.buckets,
+            with_values=look.with_values,
+            with_extra=job.settings.deletes != "ignore",
+            most=most,
         )
         verdict.findings = sorted(found, key=lambda finding: order_key(finding.key))
     return verdict

@@ -32,9 +32,9 @@ def order_key(key: Key) -> list[tuple[int, int, str]]:
 class Verdict:
     """How one table compares.
 
-    findings: its rows that differ, by key. missing_rows, extra_rows: of a table without key, whose rows have no names;
-    digests: the sums of their hashes on both sides. undecided: keys that were being changed at every look of a table
-    that a listener keeps; is_undecided: so was a table without key.
+    findings: its rows that differ, by key; unlisted: how many more, by kind. missing_rows, extra_rows: of a table
+    without key, whose rows have no names; digests: the sums of their hashes on both sides. undecided: keys that were
+    being changed at every look of a table that a listener keeps; is_undecided: so was a table without key.
     repaired: rows written or deleted to mend it. key, columns: names in the target, columns in the order of a finding's
     values.
     """
@@ -43,6 +43,7 @@ class Verdict:
     rows_source: int = 0
     rows_target: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unlisted: Counter[str] = field(default_factory=Counter)
     missing_rows: int = 0
     extra_rows: int = 0
     undecided: list[Key] = field(default_factory=list)
@@ -56,12 +57,13 @@ class Verdict:
     def count(self) -> Counts:
         """Return how many rows differ, by kind."""
         kinds = Counter(finding.kind for finding in self.findings)
+        kinds += self.unlisted
         return Counts(kinds[MISSING] + self.missing_rows, kinds[EXTRA] + self.extra_rows, kinds[DIFFERENT])
 
     @property
     def mismatched(self) -> int:
         """Return how many rows differ."""
-        return len(self.findings) + self.missing_rows + self.extra_rows
+        return len(self.findings) + self.unlisted.total() + self.missing_rows + self.extra_rows
 
     @property
     def equal(self) -> bool:
@@ -92,6 +94,7 @@ class Verdict:
             "repaired": self.repaired,
             "missing_rows": self.missing_rows,
             "extra_rows": self.extra_rows,
+            "unlisted": dict(self.unlisted),
         }
         return document
 

@@ -127,7 +127,8 @@ class StreamControl:
             fresh_at=fresh_at,
             repair_xid=None if repair_xid is None else str(repair_xid),
         )
-        self._check(saved.rowcount)
+        # In a pipeline only an answer that is fetched is there.
+        self._check(len(saved.fetchall()))
 
     def save_table(self, table: str, since: Lsn, definition: str, *, is_stale: bool = False) -> None:
         """Make a table part of the stream."""

@@ -32,6 +32,9 @@ from replicator.errors import DataRefused
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
 
+_CAREFUL_BATCHES = 200
+"""Where one batch had to be brought in anew, with savepoints, the next may have to as well."""
+
 
 @dataclass
 class Landed:
@@ -76,6 +79,8 @@ class StreamLoader:
         self._started_at: datetime | None = None
         self._order: list[str] | None = None
         self._position: Lsn | None = None
+        self._careful = True
+        self._careful_batches = 0
 
     def introduce(self, job: Job, version: int) -> None:
         """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread."""
@@ -109,14 +114,17 @@ class StreamLoader:
         Raises our errors, with nothing changed.
         """
         is_whole = not (self.is_open or changes.is_open)
+        # A savepoint is a way to the server and back; it takes a refused row, or two rows that trade a unique value.
+        self._careful_batches = max(self._careful_batches - 1, 0)
+        careful = not is_whole or self._careful_batches > 0 or self._may_quarantine(changes)
         try:
             try:
-                # A savepoint is a way to the server and back, and refused rows are rare.
-                self._bring(changes, careful=not is_whole or self._may_quarantine(changes))
+                self._bring(changes, careful=careful)
             except DataRefused:
-                if not is_whole:
+                if careful:
                     raise
                 self.abandon()
+                self._careful_batches = _CAREFUL_BATCHES
                 self._bring(changes, careful=True)
         except BaseException:
             self.abandon()
@@ -136,10 +144,13 @@ class StreamLoader:
         )
 
     def _bring(self, changes: Changes, *, careful: bool) -> None:
-        """Bring changes in, and COMMIT unless the last transaction is still open. careful: see `_apply_wave`."""
+        """Bring changes in, and COMMIT unless the last transaction is still open.
+
+        careful: in savepoints, so that a refused row can be looked for, and unique values traded.
+        """
         self._begin()
-        self._position = changes.position
-        self._apply_segments(changes, careful=careful)
+        self._position, self._careful = changes.position, careful
+        self._apply_segments(changes)
         if changes.is_open:
             return
         assert changes.position is not None
@@ -170,22 +181,22 @@ class StreamLoader:
             return
         self._started_at = datetime.now(UTC)
         with translating():
-            self.connection.execute("BEGIN")
-            self.control.fence()
+            with self.connection.pipeline():
+                self.connection.execute("BEGIN")
+                self.control.fence()
             self.staging.trim()
 
-    def _apply_segments(self, changes: Changes, *, careful: bool) -> None:
+    def _apply_segments(self, changes: Changes) -> None:
         """Apply the segments in waves: what precedes a table's new shape lands before what follows it."""
         for wave in zip_longest(*changes.segments.values()):
             pairs = zip(changes.segments, wave, strict=True)
-            self._apply_wave([(table, segment) for table, segment in pairs if segment is not None], careful=careful)
+            self._apply_wave([(table, segment) for table, segment in pairs if segment is not None])
 
-    def _apply_wave(self, wave: Sequence[tuple[str, Segment]], *, careful: bool) -> None:
-        """Apply one segment of each table. careful: in savepoints, so that a refused row can be looked for."""
+    def _apply_wave(self, wave: Sequence[tuple[str, Segment]]) -> None:
         loads = self._in_order([(table, self._open_load(table, segment)) for table, segment in wave])
         groups = [[pair] for pair in loads] if self.replica else [loads]
         for group in groups:
-            if careful:
+            if self._careful:
                 self._apply_or_sieve(group)
             else:
                 self._apply_group(group)
@@ -273,6 +284,9 @@ class StreamLoader:
 
     def _land(self, loads: list[ChangeLoad], *, spare: bool) -> None:
         """Write and delete; where rows trade unique values, take them out first and put them in after."""
+        if not self._careful:
+            self._write_first(loads) if spare else self._remove_first(loads)
+            return
         before = [replace(load.figures) for load in loads]
         try:
             with self.connection.transaction():
@@ -377,14 +391,15 @@ class StreamLoader:
     def _finish(self, changes: Changes, position: Lsn) -> None:
         assert self._started_at is not None
         with translating():
-            for table, figures in self._figures.items():
-                self.control.add_figures(
-                    self.execution_id, table, figures, started_at=self._started_at, lsn=position,
-                    fresh_at=changes.committed_at,
-                )  # fmt: skip
-            for table in changes.stale:
-                self.control.mark_stale(table)
-            self.control.save_position(position, changes.fresh_at, changes.repair_xid)
+            with self.connection.pipeline():
+                for table, figures in self._figures.items():
+                    self.control.add_figures(
+                        self.execution_id, table, figures, started_at=self._started_at, lsn=position,
+                        fresh_at=changes.committed_at,
+                    )  # fmt: skip
+                for table in changes.stale:
+                    self.control.mark_stale(table)
+                self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
 
 

@@ -38,7 +38,8 @@ select 1 as held from :"control".listener where pipeline = :'pipeline' for updat
 update :"control".listener set
     position = :'position'::text::pg_lsn, fresh_at = greatest(fresh_at, :'fresh_at'::timestamptz),
     repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid)
-where pipeline = :'pipeline' and epoch = :'epoch';
+where pipeline = :'pipeline' and epoch = :'epoch'
+returning 1 as mine;
 
 -- name: list_tables
 select table_name, since::text as since, seen::text as seen, seen_until::text as seen_until, definition, is_stale

@@ -14,11 +14,12 @@ from pathlib import Path
 from tests.benchmarks.arena import open_arena
 from tests.benchmarks.contender import Contender, Floor, Project
 from tests.benchmarks.peer import find_peers
-from tests.benchmarks.report import format_table, judge, write_report
+from tests.benchmarks.report import format_table, judge, judge_latencies, write_report
+from tests.benchmarks.stream import Latency, measure_stream
 from tests.benchmarks.workload import Result, measure_full, measure_idle, measure_incremental, measure_verify
 from tests.pair import ROOT
 
-WORKLOADS = ("full", "incremental", "verify", "idle")
+WORKLOADS = ("full", "incremental", "verify", "idle", "listen")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,22 +27,29 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the big table")
     parser.add_argument("--runs", type=int, default=3, help="how often each takes its turn; the median counts")
     parser.add_argument("--tables", type=int, default=50, help="idle tables")
-    parser.add_argument("--only", choices=WORKLOADS, action="append", help="one workload; may be repeated")
+    parser.add_argument(
+        "workloads", nargs="*", metavar="WORKLOAD", help=f"some of {', '.join(WORKLOADS)}; default: all"
+    )
     parser.add_argument("--peers", action="store_true", help="also the peers that are installed, once each")
     parser.add_argument("--strict", action="store_true", help="exit code 1 when a goal is missed")
     parser.add_argument("--out", type=Path, default=ROOT / ".artefacts" / "bench", help="where the report is written")
-    return parser.parse_args()
+    options = parser.parse_args()
+    unknown = set(options.workloads) - set(WORKLOADS)
+    if unknown:
+        parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
+    return options
 
 
-def run(options: argparse.Namespace) -> list[Result]:
+def run(options: argparse.Namespace) -> tuple[list[Result], list[Latency]]:
     """Run the chosen workloads on servers of their own."""
-    wanted = options.only or WORKLOADS
+    wanted = options.workloads or WORKLOADS
     results: list[Result] = []
+    latencies: list[Latency] = []
     with open_arena(options.rows) as arena:
         project = Project(arena)
         floor = Floor(arena)
         contenders: list[Contender] = [floor, *find_peers(arena, wanted=options.peers), project]
-        if {"full", "incremental", "verify"} & set(wanted):
+        if {"full", "incremental", "verify", "listen"} & set(wanted):
             arena.fill_conversations()
         if "full" in wanted:
             results += measure_full(arena, contenders, options.runs)
@@ -52,7 +60,10 @@ def run(options: argparse.Namespace) -> list[Result]:
             results += measure_verify(arena, floor, project, options.runs)
         if "idle" in wanted:
             results += measure_idle(arena, project, options.runs, options.tables)
-    return results
+        if "listen" in wanted:
+            caught_up, latencies = measure_stream(arena)
+            results += caught_up
+    return results, latencies
 
 
 def main() -> int:
@@ -62,10 +73,10 @@ def main() -> int:
         del os.environ[name]
     # As an installation has it: without byte code every start would compile the package again.
     compileall.compile_dir(ROOT / "replicator", quiet=1)
-    results = run(options)
-    lines = judge(results)
+    results, latencies = run(options)
+    lines = judge(results) + judge_latencies(latencies)
     facts = {"rows": options.rows, "runs": options.runs, "idle_tables": options.tables}
-    write_report(options.out, results, lines, facts)
+    write_report(options.out, results, latencies, lines, facts)
     sys.stdout.write(format_table(lines))
     return 1 if options.strict and not all(line.met for line in lines) else 0
 

@@ -13,7 +13,12 @@ from psycopg.rows import TupleRow
 from tests.pair import Pair
 from tests.servers import Cluster, open_workspace
 
-SETTINGS = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "512MB", "max_wal_size": "4GB"}
+SETTINGS = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "shared_buffers": "512MB",
+    "max_wal_size": "4GB",
+}
 IDLE_ROWS = 100_000
 
 COLUMNS = {
@@ -62,10 +67,14 @@ CHECKSUM = "select count(*), sum(hashtextextended(t::text, 0))::text from {table
 
 @dataclass
 class Arena:
-    """Source and target, reached by every contender as `reader` and as `writer`. cluster: the target's server."""
+    """Source and target, reached by every contender as `reader` and as `writer`.
+
+    cluster: the target's server; source_cluster: the source's.
+    """
 
     pair: Pair
     cluster: Cluster
+    source_cluster: Cluster
     rows: int
 
     @property
@@ -140,4 +149,4 @@ def open_arena(rows: int) -> Iterator[Arena]:
         pair = Pair(source, target, folder)
         stack.callback(pair.source.close)
         stack.callback(pair.target.close)
-        yield Arena(pair, target, rows)
+        yield Arena(pair, target, source, rows)

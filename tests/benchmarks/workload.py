@@ -13,11 +13,12 @@ from tests.benchmarks.meter import Measured
 
 @dataclass
 class Result:
-    """The runs of one contender at one workload, in their order."""
+    """The runs of one contender at one workload, in their order. rows: that were changed, where that is told."""
 
     workload: str
     contender: str
     runs: list[Measured] = field(default_factory=list)
+    rows: int = 0
 
     @property
     def seconds(self) -> float:
