@@ -53,6 +53,7 @@ SETTINGS = {
     "max_replication_slots": "20",
     "max_wal_senders": "20",
     "shared_buffers": "64MB",
+    "dynamic_shared_memory_type": "mmap",  # in the data directory, so a server that is killed leaves nothing behind
     "max_wal_size": "512MB",
     "timezone": "UTC",
     "log_timezone": "UTC",
