@@ -18,6 +18,7 @@ SETTINGS = {
     "full_page_writes": "on",
     "shared_buffers": "512MB",
     "max_wal_size": "4GB",
+    "dynamic_shared_memory_type": "posix",
 }
 IDLE_ROWS = 100_000
 
