@@ -54,7 +54,7 @@ _LOCK_WAIT_S = 30.0
 _RATE_SPAN_S = (30.0, 1800.0)
 _SETTLE_S = 180.0
 _AFTER_OUTAGE = frozenset({Kind.DEAD_RUN, Kind.STALE, Kind.LISTENER, Kind.LAG})
-RUN_COMMANDS_TELL = (Kind.RUN, Kind.DEAD_RUN)
+_OF_A_RUN = frozenset({Kind.RUN, Kind.DEAD_RUN})
 
 
 class Alarm:
@@ -79,8 +79,8 @@ class Alarm:
         return self._messenger.is_empty
 
     def watch(self, stop: threading.Event, *, every_s: float = CHECK_EVERY_S) -> None:
-        """Check again and again until `stop` is set: the body of a thread."""
-        while not (self.is_silent or stop.wait(every_s)):
+        """Check again and again until `stop` is set, more often while the target is away: the body of a thread."""
+        while not (self.is_silent or stop.wait(_LEAST_PAUSE_S if self._was_down else every_s)):
             self.check()
 
     def check(self, error: Exception | None = None, *, is_final: bool = False) -> None:
@@ -160,7 +160,7 @@ class Alarm:
                 operation.save_incident(one)
             for key in self._tell_ended(decision):
                 operation.delete_incident(key)
-            return any(one.kind in RUN_COMMANDS_TELL for one in found)
+            return any(one.kind in _OF_A_RUN for one in found)
 
     def _connect(self) -> Connection:
         if self._conninfo is None:
@@ -183,6 +183,7 @@ class Alarm:
             successes=operation.read_successes(),
             streamed=frozenset(streamed),
             quarantined=operation.read_waiting(),
+            mismatched=operation.read_mismatches(),
             has_dead_run=has_dead_run,
             listener=listener,
             slot=slot,

@@ -20,6 +20,7 @@ class Kind(StrEnum):
     DEAD_RUN = "dead_run"
     STALE = "stale"
     QUARANTINE = "quarantine"
+    DIFFERS = "differs"
     LISTENER = "listener"
     LAG = "lag"
     SLOT = "slot"
@@ -80,6 +81,7 @@ _HEADLINES = {
     Kind.DEAD_RUN: "a run died",
     Kind.STALE: "stale",
     Kind.QUARANTINE: "rows in quarantine",
+    Kind.DIFFERS: "rows differ from the source",
     Kind.LISTENER: "the listener does not run",
     Kind.LAG: "the listener is behind",
     Kind.SLOT: "the slot is in danger",
@@ -144,7 +146,8 @@ class Sight:
     """All that incidents are found in, at one moment of the target's clock.
 
     verdicts, successes: by table, of the tables that the pipeline has, and `-` for the listener itself. quarantined:
-    rows and SQLSTATE by table. source_problem: why the source did not answer, if it was asked and did not.
+    rows and SQLSTATE by table. mismatched: rows that a comparison found and left, by table. source_problem: why the
+    source did not answer, if it was asked and did not.
     """
 
     now: datetime
@@ -153,6 +156,7 @@ class Sight:
     successes: Mapping[str, datetime] = field(default_factory=dict)
     streamed: frozenset[str] = frozenset()
     quarantined: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    mismatched: Mapping[str, int] = field(default_factory=dict)
     has_dead_run: bool = False
     listener: ListenerSight | None = None
     slot: SlotSight | None = None
@@ -169,6 +173,11 @@ def find_incidents(sight: Sight, kept: Iterable[Key] = ()) -> tuple[list[Inciden
     found += [
         Incident(Kind.QUARANTINE, code, f"{rows} rows wait, refused with SQLSTATE {code}", table)
         for table, (rows, code) in sorted(sight.quarantined.items())
+    ]
+    found += [
+        Incident(Kind.DIFFERS, "mismatch", f"{rows} rows at the last comparison", table)
+        for table, rows in sorted(sight.mismatched.items())
+        if rows
     ]
     if sight.has_dead_run:
         found.append(Incident(Kind.DEAD_RUN, "interrupted", "a run ended without a word: killed, or out of memory"))

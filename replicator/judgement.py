@@ -16,7 +16,8 @@ from replicator.capture.pull import HasConnection, TableReader
 from replicator.errors import OperatorError, SchemaDrift
 from replicator.reading import INCREMENTAL, Reading
 from replicator.relation import Relation
-from replicator.verdict import Verdict
+from replicator.selection import format_table_name
+from replicator.verdict import Verdict, order_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,17 @@ def not_synced(table: str | None = None) -> OperatorError:
         mend="replicator sync",
         id="not_synced",
         table=table,
+    )
+
+
+def target_missing(job: Job) -> OperatorError:
+    """Return the error of a table whose copy is gone."""
+    return OperatorError(
+        f"{format_table_name(*job.target)} is not in the target any more",
+        why=f"{job.table} was copied there, and somebody dropped or renamed it",
+        mend=f"replicator resync '{job.table}' --yes; or name its target in replicator.toml",
+        id="target_missing",
+        table=job.table,
     )
 
 
@@ -58,7 +70,7 @@ def open_target_table(session: Session, job: Job, system_identifier: str) -> Tar
     check_apart(session.connection, job, system_identifier)
     evolution, existing, types = plan_target(session.connection, job)
     if existing is None or evolution.creates:
-        raise not_synced(job.table)
+        raise target_missing(job) if job.record.state.snapshot_at is not None else not_synced(job.table)
     if evolution.before:
         raise SchemaDrift(
             f"the columns of {job.table} changed since the last sync",
@@ -85,9 +97,18 @@ def make_source(job: Job, reader: HasConnection) -> TableReader:
 
 
 def judge(
-    job: Job, reader: HasConnection, session: Session, system_identifier: str, look: Look, pace: Pace | None = None
+    job: Job,
+    reader: HasConnection,
+    session: Session,
+    system_identifier: str,
+    look: Look,
+    pace: Pace | None = None,
+    most: int | None = None,
 ) -> Verdict:
-    """Compare a table in the reader's snapshot and the session's transaction. pace: of the first look at all rows."""
+    """Compare a table in the reader's snapshot and the session's transaction.
+
+    pace: of the first look at all rows. most: how many rows that differ are named, None for all.
+    """
     table = open_target_table(session, job, system_identifier)
     source = make_source(job, reader)
     if not job.mapping.key:
@@ -103,9 +124,13 @@ def judge(
     )
     if compared.buckets:
         comparison.stage(source, compared.buckets)
-        verdict.findings = comparison.find(
-            compared.buckets, with_values=look.with_values, with_extra=job.settings.deletes != "ignore"
+        found, verdict.unlisted = comparison.find(
+            compared.buckets,
+            with_values=look.with_values,
+            with_extra=job.settings.deletes != "ignore",
+            most=most,
         )
+        verdict.findings = sorted(found, key=lambda finding: order_key(finding.key))
     return verdict
 
 

@@ -71,7 +71,7 @@ def configure_logging(
     console = logs.format == "console" or (logs.format == "auto" and stream.isatty())
     file = DailyFile(logs.dir, logs.retention_days) if logs.dir is not None else None
     service = {"service_name": SERVICE_NAME, "service_version": version, "pipeline": pipeline}
-    _close_shipper()
+    close_logging()
     shipper = None if logs.ship_url is None else _open_shipper(logs.ship_url.get_secret_value())
     _configure(Output(stream, console=console, file=file, shipper=shipper), service, level_override or logs.level)
     _quiet_libraries()
@@ -111,13 +111,16 @@ def _open_shipper(url: str) -> LogShipper:
 
     shipper = LogShipper(url)
     _shippers.append(shipper)
-    atexit.register(_close_shipper)
+    atexit.register(close_logging)
     return shipper
 
 
-def _close_shipper() -> None:
-    """Ship what waits, for three seconds at most, and tell what was lost of all."""
-    atexit.unregister(_close_shipper)
+def close_logging() -> None:
+    """Ship what waits, for three seconds at most, and tell what was lost of all.
+
+    A command calls this when it ends; at the interpreter's own end nothing can be imported any more.
+    """
+    atexit.unregister(close_logging)
     while _shippers:
         if dropped := _shippers.pop().close(_SHIP_END_S):
             get_logger().warning("logs_dropped", events=dropped)

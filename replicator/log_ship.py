@@ -71,24 +71,34 @@ class LogShipper:
         with suppress(queue.Full):
             self._queue.put_nowait(None)
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._drop(self._unsent + self._queue.qsize())
+        self._drop(self._unsent + self._count_waiting())
         return self.dropped
+
+    def _count_waiting(self) -> int:
+        """Empty the queue, and return how many events were in it."""
+        count = 0
+        with suppress(queue.Empty):
+            while True:
+                count += self._queue.get_nowait() is not None
+        return count
 
     def _drop(self, count: int) -> None:
         with self._lock:
             self.dropped += count
 
     def _run(self) -> None:
-        exporter = _open(self._url)
-        while True:
+        exporter = None
+        while not (self._closing.is_set() and self._queue.empty()):
             batch = self._gather()
             self._unsent = len(batch)
-            if batch and not _export(exporter, [_record(event) for event in batch]):
+            try:
+                exporter = exporter or _open(self._url)
+                is_shipped = _export(exporter, batch)
+            except Exception:  # noqa: BLE001  # whatever a library raises, the next batch gets its try
+                is_shipped = False
+            if not is_shipped:
                 self._drop(len(batch))
             self._unsent = 0
-            if self._closing.is_set() and self._queue.empty():
-                return
 
     def _gather(self) -> list[Event]:
         """Wait for an event, then for others that come soon."""
@@ -117,13 +127,10 @@ def _open(url: str) -> OTLPLogExporter:
     return OTLPLogExporter(endpoint=url, timeout=REQUEST_TIMEOUT_S, compression=Compression.Gzip)
 
 
-def _export(exporter: OTLPLogExporter, records: Sequence[ReadableLogRecord]) -> bool:
+def _export(exporter: OTLPLogExporter, batch: Sequence[Event]) -> bool:
     from opentelemetry.sdk._logs.export import LogRecordExportResult
 
-    try:
-        return exporter.export(records) is LogRecordExportResult.SUCCESS
-    except Exception:  # noqa: BLE001  # whatever a library raises, the next batch gets its try
-        return False
+    return not batch or exporter.export([_record(event) for event in batch]) is LogRecordExportResult.SUCCESS
 
 
 def _record(event: Event) -> ReadableLogRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 FIRST_NORMAL_XID = 3
 _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
@@ -27,6 +28,49 @@ class Lsn(int):
         return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"
 
     __repr__ = __str__
+
+
+def measure_xid(xid: int, other: int) -> int:
+    """Return how far the 32 bits of an xid are ahead of those of another one, within half of their circle."""
+    ahead = (xid - other) % _XID_MODULUS
+    return ahead - _XID_MODULUS if ahead >= _XID_MODULUS // 2 else ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which transactions a snapshot saw: by the 32 bits of xids. until: no commit from there on is among them."""
+
+    next_xid: int
+    open_xids: frozenset[int]
+    until: Lsn
+
+    @classmethod
+    def parse(cls, snapshot: str, until: Lsn) -> Seen:
+        """Read PostgreSQL's spelling of a snapshot, `xmin:xmax:xip_list`. Raises ValueError on anything else."""
+        _, next_xid, listed = snapshot.split(":")
+        running = frozenset(int(xid) % _XID_MODULUS for xid in listed.split(",") if xid)
+        return cls(int(next_xid) % _XID_MODULUS, running, until)
+
+    def has(self, final_lsn: Lsn, xid: int) -> bool:
+        """Say whether the snapshot saw a transaction, by the place of its commit record and 32 bits of its xid."""
+        return final_lsn < self.until and measure_xid(xid, self.next_xid) < 0 and xid not in self.open_xids
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a table's rows have already: all commits before `since`, and what a later read by itself saw."""
+
+    since: Lsn
+    seen: Seen | None = None
+
+    @property
+    def end(self) -> Lsn:
+        """Return the position from which on the table has nothing."""
+        return self.since if self.seen is None else max(self.since, self.seen.until)
+
+    def has(self, final_lsn: Lsn, xid: int) -> bool:
+        """Say whether the rows have a transaction already."""
+        return final_lsn < self.since or (self.seen is not None and self.seen.has(final_lsn, xid))
 
 
 def wrap_xid(xid: int) -> int:

@@ -22,7 +22,10 @@ INCREMENTAL = "incremental"
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFacts:
-    """One snapshot of the source. xmin and next_xid are 64 bits wide; clock is the source's own."""
+    """One snapshot of the source. xmin and next_xid are 64 bits wide; clock is the source's own.
+
+    snapshot: which transactions it sees, as PostgreSQL writes it.
+    """
 
     exported: str
     xmin: int
@@ -32,6 +35,7 @@ class SnapshotFacts:
     timeline: int
     lsn: Lsn
     is_standby: bool
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True)

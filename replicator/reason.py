@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +12,6 @@ from replicator.reading import Reading, State
 from replicator.strategy import FULL, WATERMARK
 
 Row = dict[str, Any]
-_REPAIR = "replicator verify {} --repair"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def find_reason(seen: Sighting) -> Reason:
         reason = look(seen)
         if reason is not None:
             return _mention_failure(reason, seen)
-    return Reason("unknown", "unknown: what was seen does not explain it", _REPAIR.format(seen.table))
+    return Reason("unknown", "unknown: what was seen does not explain it", _command("verify", seen, "--repair"))
 
 
 def _find_refusal(seen: Sighting) -> Reason | None:
@@ -159,7 +159,7 @@ def _find_missing_target(seen: Sighting) -> Reason | None:
     if seen.target_exists and seen.state.snapshot_at is not None:
         return None
     what = "the table was never synced" if seen.state.snapshot_at is None else "the target table is not there"
-    return Reason("not_synced", what, f"replicator sync {seen.table}")
+    return Reason("not_synced", what, _command("sync", seen))
 
 
 def _find_stream_reason(seen: Sighting) -> Reason | None:
@@ -177,13 +177,13 @@ def _find_stream_reason(seen: Sighting) -> Reason | None:
         return Reason(
             "unknown",
             f"the row is not in the source, and {until}: its delete is on the way, or somebody else added it here",
-            _REPAIR.format(seen.table),
+            _command("verify", seen, "--repair"),
         )
     if source.is_young is False and source.satisfies:
         return Reason(
             "drifted",
             f"{until}, and this version of the row is older: the target's row was changed by somebody else",
-            _REPAIR.format(seen.table),
+            _command("verify", seen, "--repair"),
         )
     return Reason("pending", f"{until}: the change is on its way, ask again in a moment")
 
@@ -202,7 +202,7 @@ def _find_next(seen: Sighting) -> Reason | None:
     if seen.reading is None:
         return None
     last = f"the last run at {_moment(seen.state.snapshot_at)}"
-    sync = f"replicator sync {seen.table}"
+    sync = _command("sync", seen)
     if seen.lacking:
         told = f"the target lacks {', '.join(seen.lacking)}: the next sync alters it, and brings the row"
         return Reason("pending", told, sync)
@@ -229,7 +229,7 @@ def _find_removal(seen: Sighting) -> Reason:
     since = f"since the last run at {_moment(seen.state.snapshot_at)}"
     how = f"it was deleted there {since}, or added to the target by somebody else" if gone else f"it changed {since}"
     act = "marks it as deleted" if seen.deletes == "soft" else "deletes it from the target"
-    return Reason("pending", f"{why}: {how}; the next sync {act}", f"replicator sync {seen.table}")
+    return Reason("pending", f"{why}: {how}; the next sync {act}", _command("sync", seen))
 
 
 def _find_passed_over(seen: Sighting) -> Reason:
@@ -242,20 +242,20 @@ def _find_passed_over(seen: Sighting) -> Reason:
             return Reason(
                 "pending",
                 "its watermark is older than the last run; the audit of the next sync finds it, and brings it",
-                f"replicator sync {seen.table}",
+                _command("sync", seen),
             )
         audited = seen.state.audited_at
         due = None if audited is None else audited + seen.audit_every
         return Reason(
             "unmoved",
             f"it changed, and its watermark did not move: sync passes it over until the audit of {_moment(due)}",
-            f"replicator sync {seen.table} --full",
+            _command("sync", seen, "--full"),
         )
     return Reason(
         "drifted",
         "the source row is the one of the last run: the target's row was changed by somebody else, and no sync "
         "looks at it again before the source row changes",
-        _REPAIR.format(seen.table),
+        _command("verify", seen, "--repair"),
     )
 
 
@@ -268,6 +268,10 @@ def _mention_failure(reason: Reason, seen: Sighting) -> Reason:
     else:
         told = f"the last run of the table failed ({batch['error_code']}: {batch['error_message']})"
     return Reason(reason.verdict, f"{reason.sentence}; {told}", reason.mend)
+
+
+def _command(name: str, seen: Sighting, *options: str) -> str:
+    return shlex.join(["replicator", name, seen.table, *options])
 
 
 def _moment(moment: datetime | None) -> str:

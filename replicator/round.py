@@ -17,7 +17,7 @@ from replicator.apply.control import Control
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.keyed import KeyedLoad
 from replicator.apply.loader import load_group
-from replicator.apply.stream_control import StreamControl
+from replicator.apply.stream_control import StreamControl, overtaken
 from replicator.apply.target import order_by_foreign_keys, prepare_enums, prepare_schemas, take_replica_role
 from replicator.batch import Figures
 from replicator.capture.pull import (
@@ -29,6 +29,7 @@ from replicator.capture.pull import (
     read_system_identifier,
     take_snapshot,
 )
+from replicator.capture.source_state import read_end_of_wal
 from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, connect, translate, translated
 from replicator.errors import PassingError, ReplicatorError, StreamedError, unexpected
@@ -36,7 +37,7 @@ from replicator.inventory import Chosen
 from replicator.preparation import choose_digest, decide_job, prepare_job
 from replicator.reading import Observation, Reading
 from replicator.run import Run
-from replicator.strategy import WATERMARK
+from replicator.strategy import FULL, WATERMARK, XMIN
 
 LOCK_ATTEMPTS = 3
 _WATCH_EVERY_S = 0.5
@@ -71,6 +72,8 @@ class Round:
         self.listener_epoch = 0 if state is None else state.epoch
         self.snapshot = self._take_snapshot([(c.schema, c.name, c.kind) for c in self.pending])
         try:
+            with translated("source"):
+                self.end_of_wal = read_end_of_wal(run.watcher)
             self._plan(kept, on_standby)
             self._work()
         finally:
@@ -94,19 +97,16 @@ class Round:
         if incoming.job.table not in control.read_tables():
             return
         state = control.read_state()
-        if control.is_listening() or not incoming.job.mapping.key:
+        if control.is_listening():
             raise StreamedError(incoming.job.table)
         if state is not None and state.epoch != self.listener_epoch:
-            raise PassingError(
-                f"a listener was at {incoming.job.table} in the meantime",
-                why="the snapshot may be older than what it brought",
-                mend="it is read again by itself",
-                id="snapshot_outdated",
-                table=incoming.job.table,
-            )
+            raise overtaken(incoming.job.table)
 
     def _also(self, session: Session, incoming: Incoming) -> None:
-        """Do what else belongs into the transaction of a table's load: nothing here."""
+        """Let the stream pass over what this read brought: else the rows would go back in time, or come twice."""
+        control = StreamControl(session.connection, session.control.schema, session.control.pipeline)
+        if reads_exactly(incoming.reading) and incoming.job.table in control.read_tables():
+            control.save_seen(incoming.job.table, self.snapshot.facts.snapshot, self.end_of_wal, self.listener_epoch)
 
     def _plan(self, kept: list[Observation], on_standby: bool) -> None:
         """Compile every table's job in the snapshot; tables that cannot be read fail here."""
@@ -330,6 +330,11 @@ class Round:
             self.run.skip(chosen.table, error.message)
         else:
             self.run.fail(chosen.table, error)
+
+
+def reads_exactly(reading: Reading) -> bool:
+    """Say whether a table equals the snapshot afterwards, whatever its stamps say."""
+    return reading.load_type == FULL or reading.strategy == XMIN or reading.audit
 
 
 def gave_way(table: str | None = None) -> PassingError:

@@ -59,7 +59,7 @@ class StreamFollower:
                 collector.discard(table)
             return intake
 
-        collector = Collector(resolve, position, self.started.since, delivered)
+        collector = Collector(resolve, position, self.started.origins, delivered)
         watch = Watch(
             self.session.stack.enter_context(closing(self.access.open())),
             self.settings.slot_name,
@@ -193,15 +193,18 @@ class StreamFollower:
         }
 
     def _find_changed(self, connection: Connection) -> set[str]:
-        """Return the tables whose definition is not the one that was copied."""
+        """Return the tables whose definition is not the one that was copied, and those that a resync asks for."""
         chosen = [table.chosen for table in self.tables.values()]
         records = {name: table.job.record for name, table in self.tables.items()}
         jobs = prepare_jobs(connection, chosen, records, mask_key=self.access.mask_key, lenient=True)
         memberships = self.session.read_memberships(connection, jobs)
+        with translated("target"):
+            asked_for = {name for name, table in self.streams.read_tables().items() if table.is_stale}
         return {
             table.table
             for table in chosen
             if table.table not in jobs
+            or table.table in asked_for
             or define(jobs[table.table], memberships) != self.started.definitions[table.table]
         }
 

@@ -32,7 +32,7 @@ from replicator.db import translated
 from replicator.digest import Digest
 from replicator.errors import ConfigError, LockHeldError, OperatorError, PassingError, ReplicatorError, SafetyStop
 from replicator.inventory import Chosen, require_tables, take_inventory
-from replicator.position import Lsn
+from replicator.position import Origin
 from replicator.preparation import choose_digest
 from replicator.reading import SnapshotFacts
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
@@ -48,14 +48,14 @@ _REPAIR = "replicator listen --repair-gap"
 
 @dataclass(frozen=True)
 class Started:
-    """A stream that can go on: from `state.position`, with these tables, each since a position of its own.
+    """A stream that can go on: from `state.position`, with these tables, each with an origin of its own.
 
     definitions: of what was copied, by table.
     """
 
     state: ListenerState
     tables: dict[str, StreamedTable]
-    since: dict[str, Lsn]
+    origins: dict[str, Origin]
     definitions: dict[str, str]
     digest: Digest
 
@@ -86,7 +86,7 @@ class StreamStart:
         return Started(
             settled,
             self.tables,
-            {table: known[table].since for table in self.tables},
+            {table: known[table].origin for table in self.tables},
             {table: known[table].definition for table in self.tables},
             self.digest,
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import psycopg
@@ -28,7 +29,7 @@ from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.apply.target import take_replica_role
 from replicator.batch import Figures
 from replicator.capture.copyout import copy_out
-from replicator.capture.lookup import TRANSACTION_OPEN, FreshReader, match_keys, read_open_xids
+from replicator.capture.lookup import TRANSACTION_OPEN, FreshReader, match_keys, read_open_writers
 from replicator.capture.pull import Reader, read_system_identifier
 from replicator.capture.source_state import read_end_of_wal
 from replicator.db import Connection, closing, translate, translated
@@ -42,7 +43,7 @@ from replicator.rules import name_output
 from replicator.run import Run, RunResult
 from replicator.strategy import FULL
 from replicator.stream_table import spell_key
-from replicator.verdict import Verdict
+from replicator.verdict import Verdict, order_key
 
 LOOKS = 5
 _POLL_S = 0.05
@@ -52,6 +53,20 @@ _OPEN_LIMIT_S = 10.0
 _HOLD_LIMIT_S = 3.0
 """The same while the stream is kept from landing."""
 _CHUNK_KEYS = 2000
+_REREAD_LIMIT_S = 120.0
+"""How long the listener may take to read a table without key again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondLook:
+    """What another look found. settled: the keys that count although a transaction is open; None where all do."""
+
+    verdict: Verdict
+    settled: set[Key] | None
+
+    def counts(self, key: Key) -> bool:
+        """Say whether what the look found of a row can be relied on."""
+        return self.settled is None or key in self.settled
 
 
 class StreamedLook:
@@ -87,7 +102,7 @@ class StreamedLook:
             state = self.control.read_state()
             table = self.control.read_tables().get(self.job.table)
             position = _position(state)
-            if table is not None and position is not None and max(position, table.since) >= high:
+            if table is not None and position is not None and max(position, table.origin.since) >= high:
                 return
             if position != last:
                 last, since = position, time.monotonic()
@@ -102,57 +117,74 @@ class StreamedLook:
             if self.run.stop.wait(_POLL_S):
                 raise PassingError("the run was stopped", why="a signal asked the process to end", id="interrupted")
 
-    def _look_again(self, fresh: FreshReader, watcher: Connection) -> Verdict | None:
-        """Compare once more, in a snapshot that sees all that the target holds by now; None where none can be had."""
-        try:
-            with translated("source", self.job.table):
-                fresh.begin(self.job.mapping, read_open_xids(watcher), _OPEN_LIMIT_S)
-                high = read_end_of_wal(watcher)
-        except PassingError as error:
-            if error.id != TRANSACTION_OPEN:
-                raise
-            return None
+    def _look_again(self, fresh: FreshReader, watcher: Connection) -> SecondLook:
+        """Compare once more, in a snapshot that sees all that the target holds by now.
+
+        Where a transaction that has written to the table stays open, only rows that nobody is changing count.
+        """
+        relation = self.job.mapping.relation
+        with translated("source", self.job.table):
+            is_whole = begin_after(fresh, self.job, read_open_writers(watcher, relation), _OPEN_LIMIT_S)
+            high = read_end_of_wal(watcher)
         self._wait_for(high)
         try:
             with still(self.session):
-                return judge(self.job, fresh, self.session, self.system_identifier, self.look)
+                verdict = judge(self.job, fresh, self.session, self.system_identifier, self.look)
+            if is_whole or not verdict.findings:
+                return SecondLook(verdict, None if is_whole else set())
+            return SecondLook(verdict, self._find_settled(verdict, fresh, watcher))
         finally:
             fresh.end()
+
+    def _find_settled(self, verdict: Verdict, fresh: FreshReader, watcher: Connection) -> set[Key]:
+        """Return the keys of findings whose row of the source no open transaction has touched."""
+        settled: set[Key] = set()
+        spellings = spell_key(watcher, self.job)
+        findings = [finding for finding in verdict.findings if finding.kind != EXTRA]
+        for start in range(0, len(findings), _CHUNK_KEYS):
+            chunk = findings[start : start + _CHUNK_KEYS]
+            with still(self.session):
+                table = open_target_table(self.session, self.job, self.system_identifier)
+                staging = f"replicator_settled_{self.job.mapping.relation.oid}"
+                stage_keys(self.session, self.job, table, fresh, spellings, staging, chunk, only_settled=True)
+                hashes = read_hashes(self.session, table, staging)
+                settled |= {finding.key for finding in chunk if hashes.get(finding.key) == finding.theirs}
+        return settled
 
     def _settle_keys(self, verdict: Verdict, fresh: FreshReader, watcher: Connection) -> None:
         doubtful = {finding.key: finding for finding in verdict.findings}
         confirmed: dict[Key, Finding] = {}
         for _ in range(LOOKS):
-            again = self._look_again(fresh, watcher)
-            if again is None:
-                break
+            second = self._look_again(fresh, watcher)
+            again = second.verdict
             seen = {finding.key: finding for finding in again.findings}
             verdict.rows_source, verdict.rows_target = again.rows_source, again.rows_target
             moved = {}
             for key in doubtful.keys() & seen.keys():
-                if is_same(doubtful[key], seen[key]):
+                if is_same(doubtful[key], seen[key]) and second.counts(key):
                     confirmed[key] = seen[key]
                 else:
                     moved[key] = seen[key]
             # What differs for the first time now is as doubtful as the rest was at first.
             moved |= {key: finding for key, finding in seen.items() if key not in doubtful and key not in confirmed}
             doubtful = moved
-            if not doubtful:
+            if not doubtful or second.settled is not None:
                 break
-        verdict.findings = [confirmed[key] for key in sorted(confirmed, key=str)]
-        verdict.undecided = sorted(doubtful, key=str)
+        verdict.findings = [confirmed[key] for key in sorted(confirmed, key=order_key)]
+        verdict.undecided = sorted(doubtful, key=order_key)
 
     def _settle_rows(self, verdict: Verdict, fresh: FreshReader, watcher: Connection) -> None:
         """Look again at a table without a key, as a whole."""
         before = verdict
         for _ in range(LOOKS):
-            again = self._look_again(fresh, watcher)
-            if again is None:
-                break
+            second = self._look_again(fresh, watcher)
+            again = second.verdict
             verdict.rows_source, verdict.rows_target = again.rows_source, again.rows_target
             verdict.missing_rows, verdict.extra_rows = again.missing_rows, again.extra_rows
-            if again.equal or again.digests == before.digests:
+            if again.equal or (again.digests == before.digests and second.settled is None):
                 return
+            if second.settled is not None:
+                break
             before = again
         verdict.missing_rows = verdict.extra_rows = 0
         verdict.is_undecided = True
@@ -188,7 +220,8 @@ def repair_streamed(run: Run, verdicts: Sequence[Verdict], triggered_by: str) ->
             run.batch_ids = control.start_batches(
                 run.execution_id, [verdict.table for verdict in verdicts], path=run.path, triggered_by=triggered_by
             )
-        for verdict in verdicts:
+        # Tables without a key last: they give the run's lock back.
+        for verdict in sorted(verdicts, key=lambda verdict: not jobs[verdict.table].mapping.key):
             try:
                 _Repair(run, session, source, jobs[verdict.table], identifier, verdict).execute()
             except ReplicatorError as error:
@@ -218,6 +251,8 @@ class _Repair:
         """Mend the findings, some at a time."""
         if not self.job.mapping.key:
             self._leave_to_listener()
+            self._record()
+            return
         findings = self.verdict.findings
         if findings:
             fresh = FreshReader(self.run.access, self.run.stop)
@@ -235,34 +270,38 @@ class _Repair:
         )  # fmt: skip
 
     def _leave_to_listener(self) -> None:
-        self.streams.mark_stale(self.job.table)
+        """Let the listener read the table again: its rows have no names, and only the stream knows its own points."""
+        name = self.job.table
+        self.streams.mark_stale(name)
+        # The listener reads as a run does, and would wait for this one.
+        self.session.control.release_lock("run")
+        self.run.log.info("reread_asked_for", table=name, path=self.run.path)
+        began = time.monotonic()
+        while not self.run.stop.wait(_POLL_S) and time.monotonic() - began < _REREAD_LIMIT_S:
+            table = self.streams.read_tables().get(name)
+            if table is not None and not table.is_stale:
+                return
         raise OperatorError(
-            f"{self.job.table} has no key, and a listener keeps it",
+            f"{name} has no key, and the listener has not read it again yet",
             why="its rows can only be exchanged as a whole, at a point of the stream",
-            mend="it is marked to be read again: restart the listener",
+            mend="nothing: the listener does it as soon as it can; replicator verify shows whether it has",
             id="listener_rereads",
-            table=self.job.table,
+            table=name,
         )
 
     def _mend(self, findings: Sequence[Finding], fresh: FreshReader, spellings: Sequence[str]) -> None:
         """Write one chunk in one transaction, with nothing of the stream landing meanwhile."""
         connection, control = self.session.connection, self.session.control
-        moved: list[Key] = []
         with connection.transaction():
             # In the listener's own order: its row, then the table.
             self.streams.hold()
             control.wait_for_table(self.job.table)
             table = open_target_table(self.session, self.job, self.system_identifier)
             with translated("source", self.job.table):
-                try:
-                    fresh.begin(self.job.mapping, read_open_xids(self.source), _HOLD_LIMIT_S)
-                except PassingError as error:
-                    if error.id != TRANSACTION_OPEN:
-                        raise
-                    moved = [finding.key for finding in findings]
-                else:
-                    moved = self._write(findings, table, fresh, spellings)
-                    fresh.end()
+                writers = read_open_writers(self.source, self.job.mapping.relation)
+                is_whole = begin_after(fresh, self.job, writers, _HOLD_LIMIT_S)
+                moved = self._write(findings, table, fresh, spellings, only_settled=not is_whole)
+                fresh.end()
             self._record()
         self.verdict.undecided += moved
         self.verdict.findings = [finding for finding in self.verdict.findings if finding.key not in set(moved)]
@@ -274,19 +313,27 @@ class _Repair:
         )
 
     def _write(
-        self, findings: Sequence[Finding], table: TargetTable, fresh: FreshReader, spellings: Sequence[str]
+        self,
+        findings: Sequence[Finding],
+        table: TargetTable,
+        fresh: FreshReader,
+        spellings: Sequence[str],
+        *,
+        only_settled: bool,
     ) -> list[Key]:
-        """Write the findings that the source still has as they were found; return the keys of the others."""
+        """Write the findings that the source still has as they were found; return the keys of the others.
+
+        only_settled: leave alone what an open transaction may have changed.
+        """
         connection, target = self.session.connection, table.target
         staging = f"replicator_repair_{self.run.batch_ids[self.job.table]}"
-        names = [column.name for column in target.columns]
-        connection.execute(merge.create_staging(target, staging, names))
-        self._stage(findings, table, fresh, spellings, staging)
-        hashes = {
-            tuple(row["key"]): row["theirs"]
-            for row in connection.execute(difference.hash_staged(target, staging, table.shape.digest))
-        }
-        kept = [finding for finding in findings if hashes.get(finding.key) == finding.theirs]
+        stage_keys(self.session, self.job, table, fresh, spellings, staging, findings, only_settled=only_settled)
+        hashes = read_hashes(self.session, table, staging)
+        kept = [
+            finding
+            for finding in findings
+            if hashes.get(finding.key) == finding.theirs and not (only_settled and finding.kind == EXTRA)
+        ]
         written = [finding for finding in kept if finding.kind != EXTRA]
         gone = [finding.key for finding in kept if finding.kind == EXTRA]
         if gone:
@@ -305,25 +352,51 @@ class _Repair:
         self.figures.rows_inserted += max(0, rows - updated)
         self.figures.rows_extracted += rows
 
-    def _stage(
-        self,
-        findings: Sequence[Finding],
-        table: TargetTable,
-        fresh: FreshReader,
-        spellings: Sequence[str],
-        staging: str,
-    ) -> None:
-        mapping, shape = self.job.mapping, table.shape
-        keys = [tuple(None if text is None else text.encode() for text in finding.key) for finding in findings]
-        outputs = [name_output(output) for output in mapping.outputs if output.name in shape.spellings]
-        query = sql.SQL("COPY ({}) TO STDOUT ({})").format(
-            mapping.select(outputs, match_keys(mapping, spellings, keys)),
-            sql.SQL("FORMAT binary" if shape.binary else "FORMAT text"),
-        )
-        into = merge.copy_into(
-            merge.staging_name(staging), [column.name for column in table.target.columns], binary=shape.binary
-        )
-        with self.session.connection.cursor() as cursor, cursor.copy(into) as copy:
-            for piece in copy_out(fresh.connection, query, binary=shape.binary):
-                copy.write(piece)
-                self.figures.bytes_copied += len(piece)
+
+def begin_after(fresh: FreshReader, job: Job, xids: Iterable[int], limit_s: float) -> bool:
+    """Begin a read that sees these transactions; False when one is open still after `limit_s`: then in any snapshot."""
+    try:
+        fresh.begin(job.mapping, xids, limit_s)
+    except PassingError as error:
+        if error.id != TRANSACTION_OPEN:
+            raise
+        fresh.begin(job.mapping, (), limit_s)
+        return False
+    return True
+
+
+def read_hashes(session: Session, table: TargetTable, staging: str) -> dict[Key, int]:
+    """Return the hashes of the staged rows by key."""
+    query = difference.hash_staged(table.target, staging, table.shape.digest)
+    return {tuple(row["key"]): row["theirs"] for row in session.connection.execute(query)}
+
+
+def stage_keys(
+    session: Session,
+    job: Job,
+    table: TargetTable,
+    fresh: FreshReader,
+    spellings: Sequence[str],
+    staging: str,
+    findings: Iterable[Finding],
+    *,
+    only_settled: bool,
+) -> None:
+    """Bring the source's rows with the findings' keys into a new staging table.
+
+    spellings: the source's types of the key. only_settled: rows that no transaction has changed or locked.
+    """
+    mapping, shape = job.mapping, table.shape
+    names = [column.name for column in table.target.columns]
+    session.connection.execute(merge.create_staging(table.target, staging, names))
+    keys = [tuple(None if text is None else text.encode() for text in finding.key) for finding in findings]
+    outputs = [name_output(output) for output in mapping.outputs if output.name in shape.spellings]
+    settled = sql.SQL("xmax = '0'::xid") if only_settled else None
+    query = sql.SQL("COPY ({}) TO STDOUT ({})").format(
+        mapping.select(outputs, match_keys(mapping, spellings, keys), settled),
+        sql.SQL("FORMAT binary" if shape.binary else "FORMAT text"),
+    )
+    into = merge.copy_into(merge.staging_name(staging), names, binary=shape.binary)
+    with session.connection.cursor() as cursor, cursor.copy(into) as copy:
+        for piece in copy_out(fresh.connection, query, binary=shape.binary):
+            copy.write(piece)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 from replicator.apply.comparison import Finding
 from replicator.apply.difference import DIFFERENT, EXTRA, MISSING, Key
+
+_INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +21,20 @@ class Counts:
     different: int
 
 
+def order_key(key: Key) -> list[tuple[int, int, str]]:
+    """Return what keys are sorted by: numbers by their value where they look like some, text after them, NULL last."""
+    return [
+        (2, 0, "") if text is None else (0, int(text), "") if _INTEGER.fullmatch(text) else (1, 0, text) for text in key
+    ]
+
+
 @dataclass
 class Verdict:
     """How one table compares.
 
-    findings: its rows that differ, by key. missing_rows, extra_rows: of a table without key, whose rows have no names;
-    digests: the sums of their hashes on both sides. undecided: keys that a listener was changing at every look.
+    findings: its rows that differ, by key; unlisted: how many more, by kind. missing_rows, extra_rows: of a table
+    without key, whose rows have no names; digests: the sums of their hashes on both sides. undecided: keys that were
+    being changed at every look of a table that a listener keeps; is_undecided: so was a table without key.
     repaired: rows written or deleted to mend it. key, columns: names in the target, columns in the order of a finding's
     values.
     """
@@ -32,6 +43,7 @@ class Verdict:
     rows_source: int = 0
     rows_target: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unlisted: Counter[str] = field(default_factory=Counter)
     missing_rows: int = 0
     extra_rows: int = 0
     undecided: list[Key] = field(default_factory=list)
@@ -45,17 +57,18 @@ class Verdict:
     def count(self) -> Counts:
         """Return how many rows differ, by kind."""
         kinds = Counter(finding.kind for finding in self.findings)
+        kinds += self.unlisted
         return Counts(kinds[MISSING] + self.missing_rows, kinds[EXTRA] + self.extra_rows, kinds[DIFFERENT])
 
     @property
     def mismatched(self) -> int:
         """Return how many rows differ."""
-        return len(self.findings) + self.missing_rows + self.extra_rows
+        return len(self.findings) + self.unlisted.total() + self.missing_rows + self.extra_rows
 
     @property
     def equal(self) -> bool:
         """Say whether the table is equal, or is so by now."""
-        return self.is_repaired or (not self.mismatched and not self.undecided and not self.is_undecided)
+        return (self.is_repaired or not self.mismatched) and not self.undecided and not self.is_undecided
 
     def keys(self, kind: str) -> list[Key]:
         """Return the keys of one kind of difference."""
@@ -77,9 +90,11 @@ class Verdict:
                 if finding.kind == DIFFERENT
             ],
             "undecided": self.undecided,
+            "is_undecided": bool(self.undecided) or self.is_undecided,
             "repaired": self.repaired,
             "missing_rows": self.missing_rows,
             "extra_rows": self.extra_rows,
+            "unlisted": dict(self.unlisted),
         }
         return document
 

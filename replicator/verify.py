@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,10 +18,10 @@ from replicator.apply.comparison import Pace
 from replicator.apply.control import Control
 from replicator.apply.job import Job, Session
 from replicator.apply.keyed import KeyedLoad
+from replicator.apply.operation import Operation
 from replicator.apply.repair import RepairLoad
 from replicator.apply.stream_control import StreamControl
 from replicator.capture.pull import Reader
-from replicator.capture.source_state import read_end_of_wal
 from replicator.db import closing, translated
 from replicator.digest import SLOTS
 from replicator.errors import EXIT_DIFFERENT, EXIT_OK, PassingError, ReplicatorError, choose_exit_code
@@ -37,6 +37,9 @@ from replicator.strategy import FULL, audits_every_time
 from replicator.stream_verify import StreamedLook, repair_streamed
 from replicator.verdict import Verdict
 
+MOST_NAMED = 100_000
+"""How many rows of a table are named; more are counted. Beside a listener all are: they are looked at once more."""
+
 
 @dataclass
 class VerifyResult:
@@ -49,8 +52,8 @@ class VerifyResult:
 
     @property
     def exit_code(self) -> int:
-        """Return 7 when differences are left, else 0, or what the tables' errors ask for."""
-        if any(not verdict.equal for verdict in self.verdicts):
+        """Return 7 when differences are left, else 0, or what the tables' errors ask for; what is undecided is none."""
+        if any(verdict.mismatched and not verdict.is_repaired for verdict in self.verdicts):
             return EXIT_DIFFERENT
         return choose_exit_code(self.errors.values(), some_landed=bool(self.verdicts)) if self.errors else EXIT_OK
 
@@ -91,7 +94,18 @@ def verify(
     uneven = [verdict for verdict in result.verdicts if not verdict.equal]
     if repair and uneven and not stop.is_set():
         _repair(settings, target_conninfo, result, uneven, pipeline.streamed, triggered_by, run)
+    _note_left(run, result.verdicts)
     return result
+
+
+def _note_left(run: Run, verdicts: Sequence[Verdict]) -> None:
+    """Note for metrics and alerts how many rows differ by now; a target that went away leaves the result as it is."""
+    if not verdicts:
+        return
+    with suppress(ReplicatorError), run.open_control() as control, translated("target"):
+        operation = Operation(control.connection, control.schema, control.pipeline)
+        for verdict in verdicts:
+            operation.save_mismatch(verdict.table, 0 if verdict.equal else verdict.mismatched)
 
 
 def _repair(
@@ -167,7 +181,7 @@ def note_repairs(result: VerifyResult, verdicts: Sequence[Verdict], done: RunRes
         if row is None or row["status"] != "success":
             continue
         verdict.repaired = row["rows_inserted"] + row["rows_updated"] + row["rows_deleted"]
-        verdict.is_repaired = not verdict.undecided and not verdict.is_undecided
+        verdict.is_repaired = True
 
 
 def list_streamed(run: Run, tables: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -267,8 +281,6 @@ class VerifyRound(Round):
         self.bytes_there = sum(job.mapping.relation.heap_bytes for job in jobs)
         self.bytes_read: dict[str, int] = {}
         self.queue.extend([job] for job in sorted(jobs, key=lambda job: -job.mapping.relation.heap_bytes))
-        with translated("source"):
-            self.high = read_end_of_wal(self.run.watcher)
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:
         run, (job,) = self.run, group
@@ -304,13 +316,16 @@ class VerifyRound(Round):
         self.run.progress(table, min(done, self.bytes_there), self.bytes_there)
 
     def _judge(self, job: Job, reader: Reader, session: Session) -> Verdict:
+        identifier = self.snapshot.facts.system_identifier
         pace = Pace(self.pipeline.look.bytes_per_s, partial(self._tell, job.table))
+        # Asked anew for each table: a listener may have begun since the run did.
+        self.pipeline.streamed |= read_streamed(session.control)
         if job.table not in self.pipeline.streamed:
             with still(session):
                 self._check_not_ahead(session, job)
-                return judge(job, reader, session, self.snapshot.facts.system_identifier, self.pipeline.look, pace)
-        streamed = StreamedLook(self.run, session, job, self.snapshot.facts.system_identifier, self.pipeline.look)
-        return streamed.judge(reader, self.high, pace)
+                return judge(job, reader, session, identifier, self.pipeline.look, pace, MOST_NAMED)
+        streamed = StreamedLook(self.run, session, job, identifier, self.pipeline.look)
+        return streamed.judge(reader, self.end_of_wal, pace)
 
     def _check_not_ahead(self, session: Session, job: Job) -> None:
         """Raise PassingError when a sync has brought a younger snapshot meanwhile: it would look like differences."""

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
@@ -114,9 +115,10 @@ def run_command(args: tuple[str, ...], folder: Path, environment: dict[str, str]
 
 
 def import_package() -> None:
-    """Import every module of the tool, and with them the packages that it needs."""
+    """Import every module of the tool, and with them the packages that it needs, as far as they are installed."""
     import replicator
 
     for module in pkgutil.walk_packages(replicator.__path__, "replicator."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with suppress(ImportError):
+                importlib.import_module(module.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from replicator.relation import Relation
 PAGE_BYTES = 8192
 _PIECE_BYTES = 64 << 20
 _LEAST_PIECE_BYTES = 1 << 20
+_FETCHED_ROWS = 2000
 
 Pages = tuple[int, int | None]
 
@@ -153,13 +155,34 @@ class Comparison:
                     copy.write(piece)
             return cursor.rowcount
 
-    def find(self, buckets: Iterable[int], *, with_values: bool = False, with_extra: bool = True) -> list[Finding]:
-        """Return the rows in which the staged buckets differ from the target's. with_extra: also those of it alone."""
-        only = self.among(buckets)
-        query = find_differences(self.target, self.staging, self.shape.digest, only, with_values=with_values)
-        with self.connection.cursor() as cursor:
-            found = [_finding(row) for row in cursor.execute(query)]
-        return found if with_extra else [finding for finding in found if finding.kind != EXTRA]
+    def find(
+        self,
+        buckets: Iterable[int],
+        *,
+        with_values: bool = False,
+        with_extra: bool = True,
+        most: int | None = None,
+    ) -> tuple[list[Finding], Counter[str]]:
+        """Return the rows in which the staged buckets differ from the target's, and how many more there are, by kind.
+
+        with_extra: also those of the target alone. most: how many are returned, None for all.
+        """
+        query = find_differences(
+            self.target, self.staging, self.shape.digest, self.among(buckets), with_values=with_values
+        )
+        found: list[Finding] = []
+        more: Counter[str] = Counter()
+        # A cursor of the server: millions of rows may differ, and only so many are kept here.
+        with self.connection.cursor(f"{self.staging}_cursor") as cursor:
+            cursor.itersize = _FETCHED_ROWS
+            for row in cursor.execute(query):
+                if row["kind"] == EXTRA and not with_extra:
+                    continue
+                if most is not None and len(found) >= most:
+                    more[row["kind"]] += 1
+                else:
+                    found.append(_finding(row))
+        return found, more
 
     def among(self, buckets: Iterable[int]) -> sql.Composable | None:
         """Return the condition on `t` that its key is in one of these buckets; None when they are most of them."""

@@ -21,7 +21,7 @@ from replicator.apply.stream_control import StreamControl
 from replicator.apply.table_load import TableLoad, key_not_unique
 from replicator.batch import DUE_MARK
 from replicator.catalog import deletes_go_on
-from replicator.digest import bucket_of, count_buckets, in_buckets
+from replicator.digest import SLOTS, bucket_of, count_buckets, in_buckets
 from replicator.errors import DataRefused
 from replicator.strategy import FULL, XMIN
 
@@ -272,6 +272,9 @@ class KeyedLoad(TableLoad):
 
     def audit(self) -> None:
         """Find by hashes what the reading cannot see, and mend it."""
+        if self.reading.load_type == FULL and not self.filled_directly and self.job.settings.deletes != "ignore":
+            # Every row of both sides was compared by the merge.
+            self.proved = () if self.has_refused else range(SLOTS)
         if not self.reading.slots or self.filled_directly:
             return
         self.figures.rows_missed_before += self._mend(self.reading.slots)

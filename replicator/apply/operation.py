@@ -34,7 +34,7 @@ class Operation:
             success_at=self._read_pairs("successes", "success_at"),
             lag_s=lag["lag_seconds"],
             quarantined=self._read_pairs("waiting", "rows"),
-            mismatched=self._read_pairs("mismatches", "rows_mismatched"),
+            mismatched=self.read_mismatches(),
             slot=slot,
             logs_dropped=logs_dropped,
         )
@@ -61,6 +61,10 @@ class Operation:
     def read_waiting(self) -> dict[str, tuple[int, str]]:
         """Return rows and SQLSTATE of the quarantine, by table."""
         return {row["table_name"]: (row["rows"], row["error_code"]) for row in self._execute("waiting").fetchall()}
+
+    def read_mismatches(self) -> dict[str, int]:
+        """Return how many rows each table's last comparison found and left, of those compared."""
+        return self._read_pairs("mismatches", "rows_mismatched")
 
     def count_running(self) -> int:
         """Return how many batches say that they run, outside of the stream."""

@@ -18,7 +18,7 @@ from replicator.changes import KeyText
 from replicator.db import Connection, translate
 from replicator.errors import DataRefused
 
-MOST_REFUSED_ROWS = 1000
+MOST_REFUSED_ROWS = 500
 """More than that are no matter of single rows, and each costs some ten savepoints to find."""
 
 UNIQUE_VIOLATION = "23505"
@@ -44,7 +44,8 @@ class Sieve:
     ) -> None:
         self._connection, self._table, self._target, self._figures = connection, table, target, figures
         self._write, self._make_way = write, make_way
-        self._part, self._keys = f"replicator_part_{number}", f"replicator_refused_{number}"
+        self._part, self._aside = f"replicator_part_{number}", f"replicator_aside_{number}"
+        self._keys = f"replicator_refused_{number}"
         self._has_made_way = False
         self.refused: dict[KeyText, DataRefused] = {}
 
@@ -52,48 +53,50 @@ class Sieve:
         """Bring in what the target takes of the staged rows. Raises our errors when it refuses too many."""
         if self._try(staging, rows) is None:
             return
-        refused: dict[int, DataRefused] = {}
-        self._sift(staging, 0, rows, refused)
-        self._trade(staging, refused)
-        for place, error in sorted(refused.items()):
-            self._set_aside(staging, place, error)
+        self._run(sieve_merge.create_part(self._target, staging, self._aside, 0, 0))
+        errors: list[DataRefused] = []
+        self._sift(staging, rows, 0, errors)
+        for place, error in self._trade(errors):
+            self._quarantine(place, error)
+        self._run(merge.drop_staging(self._aside))
 
-    def _sift(self, staging: str, first: int, rows: int, refused: dict[int, DataRefused]) -> None:
-        """Land the two halves of rows that did not land together."""
-        half = rows // 2
-        for start, count in ((first, half), (first + half, rows - half)):
-            error = self._try_part(staging, start, count) if count else None
-            if error is None:
+    def _sift(self, staging: str, rows: int, depth: int, errors: list[DataRefused]) -> None:
+        """Land the two halves of rows that did not land together; single rows that are refused go aside.
+
+        Each half is a copy, so that one bad row of n costs the copying of 2n rows and not of n log n.
+        """
+        half, part = rows // 2, f"{self._part}_{depth}"
+        for first, count in ((0, half), (half, rows - half)):
+            if not count:
                 continue
-            if count > 1:
-                self._sift(staging, start, count, refused)
-                continue
-            refused[start] = error
-            if len(self.refused) + len(refused) > MOST_REFUSED_ROWS:
-                raise too_many(self._table, error) from error
+            self._run(sieve_merge.create_part(self._target, staging, part, first, count))
+            error = self._try(part, count)
+            if error is not None and count > 1:
+                self._sift(part, count, depth + 1, errors)
+            elif error is not None:
+                self._run(sieve_merge.append_part(self._target, part, self._aside, 0))
+                errors.append(error)
+                if len(self.refused) + len(errors) > MOST_REFUSED_ROWS:
+                    raise too_many(self._table, error) from error
+            self._run(merge.drop_staging(part))
 
-    def _trade(self, staging: str, refused: dict[int, DataRefused]) -> None:
-        """Try rows once more whose unique values were taken: who holds them may have landed, or trades with them."""
-        places = [place for place, error in refused.items() if error.sqlstate == UNIQUE_VIOLATION]
-        if len(places) < 2 or self._try_places(staging, places) is None:
-            landed = places if len(places) > 1 else []
-        else:
-            landed = [place for place in places if self._try_places(staging, [place]) is None]
-        for place in landed:
-            del refused[place]
+    def _trade(self, errors: list[DataRefused]) -> list[tuple[int, DataRefused]]:
+        """Try rows aside once more whose unique values were taken; return (place, error) of those that stay.
 
-    def _try_part(self, staging: str, first: int, rows: int) -> DataRefused | None:
-        self._run(sieve_merge.create_part(self._target, staging, self._part, first, rows))
-        return self._try_and_drop(rows)
+        Whoever holds such a value may have landed by now, or trades with them.
+        """
+        places = [place for place, error in enumerate(errors) if error.sqlstate == UNIQUE_VIOLATION]
+        landed: list[int] = []
+        if len(places) > 1:
+            together = self._try_places(places) is None
+            landed = places if together else [place for place in places if self._try_places([place]) is None]
+        return [(place, error) for place, error in enumerate(errors) if place not in landed]
 
-    def _try_places(self, staging: str, places: list[int]) -> DataRefused | None:
-        self._run(sieve_merge.create_part(self._target, staging, self._part, 0, 0))
+    def _try_places(self, places: list[int]) -> DataRefused | None:
+        self._run(sieve_merge.create_part(self._target, self._aside, self._part, 0, 0))
         for place in places:
-            self._run(sieve_merge.append_part(self._target, staging, self._part, place))
-        return self._try_and_drop(len(places))
-
-    def _try_and_drop(self, rows: int) -> DataRefused | None:
-        error = self._try(self._part, rows)
+            self._run(sieve_merge.append_part(self._target, self._aside, self._part, place))
+        error = self._try(self._part, len(places))
         self._run(merge.drop_staging(self._part))
         return error
 
@@ -128,8 +131,8 @@ class Sieve:
         ours = translate(error, side="target", table=self._table)
         return ours if isinstance(ours, DataRefused) else None
 
-    def _set_aside(self, staging: str, place: int, error: DataRefused) -> None:
-        self._run(sieve_merge.create_part(self._target, staging, self._part, place, 1))
+    def _quarantine(self, place: int, error: DataRefused) -> None:
+        self._run(sieve_merge.create_part(self._target, self._aside, self._part, place, 1))
         row = self._connection.execute(sieve_merge.read_keys(self._target, self._part)).fetchone()
         assert row is not None
         if not self.refused:

@@ -25,7 +25,7 @@ def create_part(target: Target, staging: str, part: str, first: int, rows: int) 
 
 
 def append_part(target: Target, staging: str, part: str, first: int) -> sql.Composed:
-    """Return the statement that adds one more row to a part."""
+    """Return the statement that adds the row at the place `first` of a staging table to a part."""
     names = [sql.Identifier("s", column.name) for column in target.columns]
     return sql.SQL("INSERT INTO {} SELECT {} FROM {} AS s ORDER BY s.ctid OFFSET {} LIMIT 1").format(
         staging_name(part), sql.SQL(", ").join(names), staging_name(staging), sql.Literal(first)

@@ -15,8 +15,8 @@ from replicator.apply.control import lock_key
 from replicator.batch import Figures
 from replicator.changes import KeyText
 from replicator.db import Connection
-from replicator.errors import FencedError, LockHeldError, ReplicatorError
-from replicator.position import Lsn
+from replicator.errors import FencedError, LockHeldError, PassingError, ReplicatorError
+from replicator.position import Lsn, Origin, Seen
 from replicator.statement import statement
 from replicator.trace import scrub_traceback
 
@@ -39,10 +39,10 @@ class ListenerState:
 
 @dataclass(frozen=True, slots=True)
 class StreamTable:
-    """A table of the stream. since: commits up to here are in its copy. is_stale: it is to be read again."""
+    """A table of the stream. origin: what its rows have already. is_stale: it is to be read again."""
 
     table: str
-    since: Lsn
+    origin: Origin
     definition: str
     is_stale: bool
 
@@ -91,10 +91,7 @@ class StreamControl:
     def read_tables(self) -> dict[str, StreamTable]:
         """Return the tables of the stream."""
         rows = self._execute("list_tables").fetchall()
-        return {
-            r["table_name"]: StreamTable(r["table_name"], Lsn.parse(r["since"]), r["definition"], r["is_stale"])
-            for r in rows
-        }
+        return {r["table_name"]: StreamTable(r["table_name"], _origin(r), r["definition"], r["is_stale"]) for r in rows}
 
     def begin_copy(self, slot_name: str) -> None:
         """Note, ahead of making a slot, that no position counts until the copy is complete."""
@@ -136,6 +133,17 @@ class StreamControl:
     def save_table(self, table: str, since: Lsn, definition: str, *, is_stale: bool = False) -> None:
         """Make a table part of the stream."""
         self._execute("save_table", table_name=table, since=str(since), definition=definition, is_stale=is_stale)
+
+    def save_seen(self, table: str, snapshot: str, until: Lsn, epoch: int) -> None:
+        """Note what a read of the table by itself saw, inside the transaction of its rows.
+
+        epoch: the listener's when the snapshot was taken. Raises PassingError when one has begun since: it does not
+        know of the read.
+        """
+        row = self._execute("share_state").fetchone()
+        if row is not None and row["epoch"] != epoch:
+            raise overtaken(table)
+        self._execute("save_seen", table_name=table, snapshot=snapshot, until=str(until))
 
     def mark_stale(self, table: str) -> None:
         """Note that a table is to be read again."""
@@ -248,6 +256,22 @@ class StreamControl:
                 why="this one was paused or cut off meanwhile",
                 mend="nothing: the younger one goes on from the last position",
             )
+
+
+def overtaken(table: str) -> PassingError:
+    """Return the passing error of a read that a listener got ahead of."""
+    return PassingError(
+        f"a listener was at {table} in the meantime",
+        why="the snapshot may be older than what it brought",
+        mend="it is read again by itself",
+        id="snapshot_outdated",
+        table=table,
+    )
+
+
+def _origin(row: Row) -> Origin:
+    seen = None if row["seen"] is None else Seen.parse(row["seen"], Lsn.parse(row["seen_until"]))
+    return Origin(Lsn.parse(row["since"]), seen)
 
 
 def write_key(key: Sequence[bytes | None]) -> list[str | None]:

@@ -16,7 +16,7 @@ from replicator.capture.intake import Intake
 from replicator.capture.lookup import Delivered
 from replicator.changes import Changes, Segment
 from replicator.errors import StreamError
-from replicator.position import Lsn
+from replicator.position import Lsn, Origin
 
 _EPOCH_US = 946_684_800_000_000
 # What a message costs in memory beyond its own bytes: the row's tuple, a header for each cell, the key's place.
@@ -31,15 +31,16 @@ class Collector:
     """The reading thread's side of the changelog in memory.
 
     resolve: finds the intake of a relation, None for one that is not ours. position: all before it is in the target.
+    origins: what each table has beyond that.
     """
 
-    def __init__(self, resolve: Resolve, position: Lsn, since: dict[str, Lsn], delivered: Delivered) -> None:
-        self._resolve, self._position, self._since, self._delivered = resolve, position, since, delivered
+    def __init__(self, resolve: Resolve, position: Lsn, origins: dict[str, Origin], delivered: Delivered) -> None:
+        self._resolve, self._position, self._origins, self._delivered = resolve, position, origins, delivered
         self._intakes: dict[int, Intake | None] = {}
         self._row_bytes: dict[int, int] = {}
         self._sinks: dict[int, _Sink | None] = {}
         # Up to here some changes are in the target already, so each transaction has to be looked at.
-        self._all_since = max([position, *since.values()])
+        self._all_since = max([position, *(origin.end for origin in origins.values())])
         self._picky = True
         self._begin: pgoutput.Begin | None = None
         self._skips = False
@@ -122,7 +123,7 @@ class Collector:
             intake = self._intakes[relation]
         except KeyError:
             raise _out_of_order("a row of a table that was not described") from None
-        if intake is None or self._skips or begin.final_lsn < self._since[intake.layout.table]:
+        if intake is None or self._skips or self._has(intake.layout.table, begin):
             return None
         return intake, self._segment(intake), self._row_bytes[relation]
 
@@ -139,7 +140,7 @@ class Collector:
             raise _out_of_order("a table is emptied outside of a transaction")
         for oid in message.relations:
             intake = self._intakes.get(oid)
-            if intake is None or self._skips or self._begin.final_lsn < self._since[intake.layout.table]:
+            if intake is None or self._skips or self._has(intake.layout.table, self._begin):
                 continue
             if intake.is_part:
                 # Of a partition nobody knows which rows were in it.
@@ -152,7 +153,10 @@ class Collector:
     def passes_over(self, table: str) -> bool:
         """Say whether the target has all of the table that the open transaction tells: a shape of then is no news."""
         begin = self._begin
-        return begin is not None and (self._skips or begin.final_lsn < self._since[table])
+        return begin is not None and (self._skips or self._has(table, begin))
+
+    def _has(self, table: str, begin: pgoutput.Begin) -> bool:
+        return self._origins[table].has(begin.final_lsn, begin.xid)
 
     def discard(self, table: str) -> None:
         """Take nothing more of a table: it is to be read again, later than this."""

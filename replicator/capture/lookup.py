@@ -22,7 +22,8 @@ from replicator.capture.pull import BEGIN_READ, Access, lock_statement, set_up_r
 from replicator.changes import KeyText
 from replicator.db import Connection, translate
 from replicator.errors import PassingError
-from replicator.relation import FOREIGN, MATVIEW
+from replicator.position import measure_xid
+from replicator.relation import FOREIGN, MATVIEW, Relation
 from replicator.rules import MASK_KEY_SETTING, Mapping, name_output
 from replicator.statement import statement
 
@@ -47,7 +48,7 @@ class Delivered:
     def forget(self, oldest_xid: int) -> None:
         """Forget those that every snapshot sees: the ones older than the oldest transaction still running (64 bits)."""
         with self.lock:
-            self.xids = {xid for xid in self.xids if _distance(xid, oldest_xid) >= 0}
+            self.xids = {xid for xid in self.xids if measure_xid(xid, oldest_xid) >= 0}
 
     def are_visible(self, next_xid: int, open_xids: Iterable[int]) -> bool:
         """Say whether a snapshot sees them all, and forget those that every later one will see too.
@@ -57,14 +58,8 @@ class Delivered:
         running = {xid % _XIDS for xid in open_xids}
         oldest = min([next_xid, *open_xids])
         with self.lock:
-            self.xids = {xid for xid in self.xids if _distance(xid, oldest) >= 0}
-            return not any(xid in running or _distance(xid, next_xid) >= 0 for xid in self.xids)
-
-
-def _distance(xid: int, other: int) -> int:
-    """Return how far a 32-bit xid is ahead of another one."""
-    ahead = (xid - other) % _XIDS
-    return ahead - _XIDS if ahead >= _XIDS // 2 else ahead
+            self.xids = {xid for xid in self.xids if measure_xid(xid, oldest) >= 0}
+            return not any(xid in running or measure_xid(xid, next_xid) >= 0 for xid in self.xids)
 
 
 def read_open_xids(connection: Connection) -> list[int]:
@@ -75,8 +70,19 @@ def read_open_xids(connection: Connection) -> list[int]:
     row = connection.execute(statement("replication.open_transactions"), {}).fetchone()
     assert row is not None
     first = int(row["next_xid"]) % _XIDS
-    younger = range(max(0, _distance(int(row["unassigned_xid"]), first)))
+    younger = range(max(0, measure_xid(int(row["unassigned_xid"]), first)))
     return [*(int(xid) % _XIDS for xid in row["open_xids"]), *((first + n) % _XIDS for n in younger)]
+
+
+def read_open_writers(connection: Connection, relation: Relation) -> list[int]:
+    """Return which open transactions may have changed rows of a table, by the 32 bits of their xids.
+
+    On a standby, which does not know their locks, all that are open.
+    """
+    oids = [relation.oid, *(member.oid for member in relation.members)]
+    row = connection.execute(statement("replication.open_writers"), {"oids": oids}).fetchone()
+    assert row is not None
+    return read_open_xids(connection) if row["is_standby"] else [int(xid) for xid in row["xids"]]
 
 
 def begin_fresh(

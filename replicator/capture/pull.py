@@ -135,6 +135,7 @@ def take_snapshot(
         timeline=row["timeline"],
         lsn=Lsn.parse(row["lsn"]),
         is_standby=row["is_standby"],
+        snapshot=row["snapshot"],
     )
     return Snapshot(access, connection, watcher, facts, observation, failures)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -74,6 +75,8 @@ def demo(
     stop: Annotated[
         Path | None, typer.Option("--stop", help="Stop what --keep left up in this directory.", show_default=False)
     ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Then open the dashboard on it, until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the dashboard; 0 takes a free one.")] = 8321,
     json: Json = False,
 ) -> None:
     """Show all of it on two embedded servers, in under two minutes; needs no configuration and no root."""
@@ -82,7 +85,7 @@ def demo(
     if stop is not None:
         stop_demo(stop)
         _exit(EXIT_OK)
-    _exit(run_demo(keep=keep, as_json=json))
+    _exit(run_demo(keep=keep, as_json=json, serve=serve, port=port))
 
 
 @app.command()
@@ -417,6 +420,17 @@ def _exit(code: int) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run one command, ship what it logged, and return its exit code."""
+    try:
+        return _run(arguments)
+    finally:
+        if "replicator.log_ship" in sys.modules:
+            from replicator.log import close_logging
+
+            close_logging()
+
+
+def _run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every error of ours is told on stderr."""
     as_json = "--json" in arguments
     try:

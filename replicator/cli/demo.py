@@ -117,8 +117,8 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join([str(package), *filter(None, [kept.get("PYTHONPATH")])])}
 
 
-def run_demo(*, keep: bool, as_json: bool) -> int:
-    """Run the whole story; return 0 when every row ended equal."""
+def run_demo(*, keep: bool, as_json: bool, serve: bool = False, port: int = 8321) -> int:
+    """Run the whole story; return 0 when every row ended equal. serve: then open the dashboard at `port`."""
     started = time.monotonic()
     with _stage(keep=keep, as_json=as_json) as (demo, source, target):
         _first_load(demo)
@@ -139,6 +139,11 @@ def run_demo(*, keep: bool, as_json: bool) -> int:
             print_json({"equal": equal, "seconds": seconds, "listen": figures, "steps": demo.steps})
         else:
             _look_around(demo, target, started)
+        if serve:
+            from replicator.cli.demo_serve import serve_demo
+
+            demo.say("The dashboard, on this pipeline")
+            serve_demo(demo.folder, source, _environment(), port=port)
     return EXIT_OK if equal else EXIT_FAILED
 
 

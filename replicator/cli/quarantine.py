@@ -8,7 +8,7 @@ from typing import Any
 
 from replicator.apply.stream_control import StreamControl
 from replicator.cli.output import describe_error, print_error, print_json, print_table
-from replicator.cli.session import open_control, open_settings, open_target
+from replicator.cli.session import open_control, open_run, open_settings
 from replicator.errors import EXIT_FAILED, EXIT_OK, UsageError
 from replicator.quarantine import retry_rows
 from replicator.settings import Settings
@@ -39,7 +39,7 @@ def retry(config: Path | None, ids: Sequence[int], *, as_json: bool) -> int:
     """Try rows again; 1 when some were refused once more."""
     settings = open_settings(config)
     rows = _choose(_read(settings), ids)
-    with open_target(settings) as conninfo:
+    with open_run(settings) as conninfo:
         result = retry_rows(settings, conninfo, rows)
     if as_json:
         refused = [describe_error(error) | {"id": number} for number, error in result.refused.items()]

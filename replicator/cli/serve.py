@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from replicator.cli.output import print_json
@@ -9,17 +10,25 @@ from replicator.cli.session import alarm_beside, open_settings, open_target
 from replicator.cli.sync import stop_on_signal
 from replicator.errors import EXIT_OK, ExtraMissing
 
+_PACKAGES = ("fastapi", "jinja2", "uvicorn")
+
+
+def require_extra() -> None:
+    """Raise ExtraMissing without the packages of the extra `serve`."""
+    for name in _PACKAGES:
+        if find_spec(name) is None:
+            raise ExtraMissing(
+                f"the package {name} is not installed",
+                why="dashboard and API are an extra",
+                mend="pip install 'replicator[serve]'",
+            )
+
 
 def run_serve(config: Path | None, *, listens: bool, as_json: bool) -> int:
     """Serve until a signal. Raises ExtraMissing without the packages of the extra `serve`."""
-    try:
-        from replicator.serve.server import serve
-    except ModuleNotFoundError as error:
-        raise ExtraMissing(
-            f"the package {error.name} is not installed",
-            why="the dashboard and the API are an extra",
-            mend="pip install 'replicator[serve]'",
-        ) from None
+    require_extra()
+    from replicator.serve.server import serve
+
     settings = open_settings(config)
 
     def on_start(url: str) -> None:

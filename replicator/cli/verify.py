@@ -70,7 +70,7 @@ def _row(verdict: Verdict) -> tuple[object, ...]:
     counts = verdict.count()
     return (
         verdict.table,
-        verdict.equal,
+        "undecided" if verdict.is_undecided else verdict.equal,
         verdict.rows_source,
         verdict.rows_target,
         counts.missing,
@@ -91,8 +91,8 @@ def _print_findings(verdict: Verdict, *, show_values: bool) -> None:
         if show_values:
             for column, sides in verdict.describe_values(finding).items():
                 print(f"             {column}: " + "  ".join(f"{side} {_quote(v)}" for side, v in sides.items()))
-    if len(verdict.findings) > _MOST_SHOWN:
-        print(f"  ... and {len(verdict.findings) - _MOST_SHOWN} more: --json names them all")
+    if (more := verdict.mismatched - min(len(verdict.findings), _MOST_SHOWN)) and verdict.findings:
+        print(f"  ... and {more:,} more: --json names up to 100,000 of a table")
     for key in verdict.undecided[:_MOST_SHOWN]:
         print(f"  undecided  {write_key(key)}  (it was being changed at every look)")
 

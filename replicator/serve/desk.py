@@ -14,7 +14,7 @@ from replicator.serve.record import Command, Order, StartedRuns
 from replicator.settings import Settings
 
 _WRITING: tuple[Command, ...] = ("sync", "resync")
-_CONNECT_S = 3.0
+_CONNECT_S = 2.0
 MOST_TABLES = 1000
 
 
@@ -49,7 +49,7 @@ class Desk:
         if self._launcher.is_draining:
             raise LockHeldError("this process is about to end", mend="ask again in a moment", id="draining")
         rivals = _WRITING if command in _WRITING else ("verify",)
-        if self._launcher.list_alive(*rivals):
+        if self._launcher.is_busy(*rivals):
             raise _busy()
 
 

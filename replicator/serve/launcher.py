@@ -54,9 +54,14 @@ class Launcher:
         return self._draining.is_set()
 
     def list_alive(self, *commands: str) -> list[Order]:
-        """Return the runs under way, of some commands or all."""
+        """Return the runs under way or not recorded yet, of some commands or all."""
         with self._mutex:
             return [order for order, _ in self._processes.values() if not commands or order.command in commands]
+
+    def is_busy(self, *commands: str) -> bool:
+        """Say whether a process of one of these commands is at work."""
+        with self._mutex:
+            return any(o.command in commands and p.poll() is None for o, p in self._processes.values())
 
     def start(self, order: Order) -> None:
         """Start a run. Raises OSError when no process can be made."""

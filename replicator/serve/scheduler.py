@@ -48,7 +48,7 @@ def read_clock() -> datetime:
 
 
 class Scheduler:
-    """Looks every few seconds whether a night is due. clock: what time it is."""
+    """Looks every few seconds whether a night is due. on_tick: told each time whether it leads."""
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Scheduler:
         self.schedule = Schedule.parse(settings.schedule.cron, settings.schedule.timezone)
         self._control: Control | None = None
         self.leads = False
+        self._since = clock()
         self._started: set[UUID] = set()
         self._log = get_logger()
 
@@ -87,14 +88,18 @@ class Scheduler:
         self.close()
 
     def tick(self) -> None:
-        """Look once. Raises PassingError when the target does not answer."""
+        """Look once, and tell that it did. Raises PassingError when the target does not answer.
+
+        A target that is away is no fault of this process: it goes round, and systemd hears of it all the same.
+        """
         try:
             with translated("target"):
                 self._look()
         except ReplicatorError:
             self.close()
             raise
-        self._on_tick(self.leads)
+        finally:
+            self._on_tick(self.leads)
 
     def close(self) -> None:
         """Give the lead back."""
@@ -108,13 +113,13 @@ class Scheduler:
             self.leads = control.try_lock(LEADER_LOCK)
             if not self.leads:
                 return
+            self._since = self._save_schedule(StartedRuns(control))
             self._log.info("schedule_led", cron=self._settings.schedule.cron, timezone=self._settings.schedule.timezone)
         runs = StartedRuns(control)
         self._close_dead(runs)
         now = self._clock()
-        since = runs.save_schedule(self._settings.schedule.cron, self._settings.schedule.timezone, now)
         last = runs.read_last_night()
-        due = self.schedule.find_due(max(since, last) if last else since, now)
+        due = self.schedule.find_due(max(self._since, last) if last else self._since, now)
         if any(order.scheduled_for is not None for order in self._starter.list_alive()):
             return
         night = runs.read_open_night()
@@ -131,6 +136,10 @@ class Scheduler:
             self._control = Control(connection, self._settings.target.control_schema, self._settings.pipeline)
             self._control.migrate()
         return self._control
+
+    def _save_schedule(self, runs: StartedRuns) -> datetime:
+        """Return from when on nights are due."""
+        return runs.save_schedule(self._settings.schedule.cron, self._settings.schedule.timezone, self._clock())
 
     def _settle(self, runs: StartedRuns, night: OpenNight, due: datetime | None) -> bool:
         """Bring a night to its end whose process is gone; False when something of it is still under way."""

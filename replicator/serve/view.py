@@ -21,10 +21,10 @@ from replicator.statement import statement
 Row = dict[str, Any]
 
 # Batches that are looked at for a list of runs, and executions by the runs wanted: first few, then more.
-_DEPTHS = ((12_000, 1), (60_000, 4))
+_DEPTHS = ((12_000, 1), (60_000, 3))
 # A run of this status has a batch of that one, and an index leads there.
 _BATCH_STATUS = {"running": "running", "failed": "failed", "partial": "failed"}
-_CONNECT_S = 3.0
+_CONNECT_S = 2.0
 _MOST_CONNECTIONS = 8
 _IDLE_S = 60.0
 # A page that takes longer than this tells so, rather than hold a connection.
@@ -58,7 +58,8 @@ class View:
     ) -> list[Row]:
         """Return the newest runs first; of a status that is rare, those among the newest that are looked at."""
         found: list[Row] = []
-        for depth, more in _DEPTHS if execution_id is None else _DEPTHS[-1:]:
+        is_rare = execution_id is not None or status not in (None, "success")
+        for depth, more in _DEPTHS[-1:] if is_rare else _DEPTHS:
             found = self._rows(
                 "runs",
                 table_name=table,
@@ -67,6 +68,7 @@ class View:
                 path=path,
                 triggered_by=triggered_by,
                 execution_id=None if execution_id is None else str(execution_id),
+                run_lock=self.control.lock_key("run"),
                 limit=limit,
                 depth=depth,
                 candidates=limit * more,

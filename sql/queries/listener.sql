@@ -42,13 +42,24 @@ where pipeline = :'pipeline' and epoch = :'epoch'
 returning 1 as mine;
 
 -- name: list_tables
-select table_name, since::text as since, definition, is_stale from :"control".stream_table where pipeline = :'pipeline';
+select table_name, since::text as since, seen::text as seen, seen_until::text as seen_until, definition, is_stale
+from :"control".stream_table where pipeline = :'pipeline';
 
 -- name: save_table
 insert into :"control".stream_table as t (pipeline, table_name, since, definition, is_stale)
 values (:'pipeline', :'table_name', :'since'::text::pg_lsn, :'definition', :'is_stale')
 on conflict (pipeline, table_name)
-do update set since = excluded.since, definition = excluded.definition, is_stale = excluded.is_stale;
+do update set since = excluded.since, definition = excluded.definition, is_stale = excluded.is_stale,
+    seen = null, seen_until = null;
+
+-- name: share_state
+-- Until this transaction ends no listener begins.
+select epoch from :"control".listener where pipeline = :'pipeline' for share;
+
+-- name: save_seen
+-- snapshot: of a read of the table without the stream, whose transactions the stream then passes over.
+update :"control".stream_table set seen = :'snapshot'::text::pg_snapshot, seen_until = :'until'::text::pg_lsn
+where pipeline = :'pipeline' and table_name = :'table_name';
 
 -- name: mark_stale
 update :"control".stream_table set is_stale = true

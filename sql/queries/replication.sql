@@ -113,6 +113,19 @@ select pg_catalog.pg_snapshot_xmax(s.snapshot)::text as next_xid,
        array(select x::text from pg_catalog.pg_snapshot_xip(s.snapshot) as x) as open_xids
 from (select pg_catalog.pg_current_snapshot() as snapshot) as s;
 
+-- name: open_writers
+-- oids: of a table and its parts. 32 bits of the xids that may have changed rows of theirs: a transaction gives its locks
+-- back only once every later snapshot sees it. Every role may read pg_locks.
+select array(
+    select distinct x.transactionid::text
+    from pg_catalog.pg_locks w
+    join pg_catalog.pg_locks x on x.virtualtransaction = w.virtualtransaction and x.pid is not distinct from w.pid
+    where w.locktype = 'relation' and w.granted and w.relation::bigint = any (:'oids'::bigint[])
+      and w.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+      and w.mode not in ('AccessShareLock', 'RowShareLock')
+      and x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted)::text[] as xids,
+    pg_catalog.pg_is_in_recovery() as is_standby;
+
 -- name: visible_filenodes
 -- oids: members of tables. visible: as this transaction's snapshot shows the catalog; now: what a read would open.
 select c.oid::bigint as oid, pg_catalog.pg_relation_filenode(c.oid) is not distinct from nullif(c.relfilenode, 0) as is_same

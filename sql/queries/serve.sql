@@ -83,8 +83,15 @@ order by s.table_name;
 
 -- name: runs
 -- Newest first. A run is the batches of one execution; one that left none is told by started_run. Filters: null for all.
+-- run_lock: the text of the lock; batches that run without it died with their process.
 -- Only the newest `depth` batches that fit are looked at, and `candidates` executions of theirs: a history is long.
-with newest as (
+with lock as (
+    select exists (
+        select from pg_catalog.pg_locks l
+        where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+          and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+          and (l.classid::bigint << 32 | l.objid::bigint) = pg_catalog.hashtextextended(:'run_lock', 7264811)) as is_held
+), newest as (
     select c.execution_id, c.batch_id from :"control".etl_control c
     where c.pipeline = :'pipeline' and (:'execution_id'::uuid is null or c.execution_id = :'execution_id'::uuid)
       and (:'table_name'::text is null or c.table_name = :'table_name')
@@ -104,10 +111,10 @@ with newest as (
     from candidate join :"control".etl_control c using (execution_id)
     where c.pipeline = :'pipeline' group by c.execution_id
 ), run as (
-    select b.*, case when tables_running > 0 then 'running' when tables_failed = 0 then 'success'
+    select b.*, case when (tables_running > 0 and lock.is_held) or (r.execution_id is not null and r.completed_at is null) then 'running' when tables_failed + tables_running = 0 then 'success'
                      when tables_done > 0 then 'partial' else 'failed' end as status,
            r.scheduled_for, r.exit_code, coalesce(r.verdicts, '[]') as verdicts, r.error_message, r.error_mend
-    from batch b left join :"control".started_run r using (execution_id)
+    from lock cross join batch b left join :"control".started_run r using (execution_id)
     union all
     select r.execution_id, r.command, r.triggered_by, r.started_at, r.completed_at,
            cardinality(r.tables), 0, 0, 0, 0, 0,

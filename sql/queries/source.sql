@@ -5,7 +5,7 @@
 -- pg_current_wal_lsn() fails on a standby, hence the two spellings.
 select pg_catalog.pg_export_snapshot() as exported,
        pg_catalog.pg_snapshot_xmin(s.snapshot)::text as xmin, pg_catalog.pg_snapshot_xmax(s.snapshot)::text as next_xid,
-       pg_catalog.clock_timestamp() as clock,
+       s.snapshot::text as snapshot, pg_catalog.clock_timestamp() as clock,
        (select c.system_identifier::text from pg_catalog.pg_control_system() c) as system_identifier,
        case when s.standby then (select c.timeline_id from pg_catalog.pg_control_checkpoint() c)
             else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int

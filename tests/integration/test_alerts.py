@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from replicator.settings import Settings
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.receiver import Mailbox, Silence, Webhook
-from tests.streaming import catch_up, listening, wait_for_stream
+from tests.serving import Serving
+from tests.streaming import catch_up, wait_for_stream, wait_until_equal
 from tests.wait import wait_until
 
 SECRET = "hunter2-canary"
@@ -199,15 +201,62 @@ def test_rows_in_quarantine_and_a_lost_slot_are_told(streamed: Pair, webhook: We
     assert streamed.target.execute("select kind from replicator.incident where told_at is not null").fetchall() == []
 
 
+def test_a_source_that_does_not_answer_is_told_and_its_slot_is_not_called_well_or_ill(
+    streamed: Pair, webhook: Webhook
+) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    configure(streamed, webhook.address, tables=["public.t"])
+    catch_up(streamed)
+    configure(streamed, webhook.address, source={"dsn": streamed.dsn_of_source(port=1), "connect_timeout": "1s"})
+    for _ in range(2):
+        watch(streamed).check(is_final=True)
+    configure(streamed, webhook.address, tables=["public.t"])
+    watch(streamed).check(is_final=True)
+    assert [title for _, title, _ in webhook.notices] == [
+        "replicator default: the source does not answer",
+        "replicator default: over: the source does not answer",
+    ]
+
+
+def test_a_listener_that_is_behind_and_one_that_is_gone_are_told(streamed: Pair, webhook: Webhook) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    configure(streamed, webhook.address, tables=["public.t"])
+    catch_up(streamed)
+    past = "update replicator.incident set seen_at = seen_at - interval '2 minutes'"
+    alarm = watch(streamed)
+    alarm.check(is_final=True)
+    streamed.target.execute(past)
+    alarm.check(is_final=True)
+    with streamed.target_server.connect(streamed.target_db) as session:
+        lock = "select pg_advisory_lock(hashtextextended('replicator/replicator/default/listener', 7264811))"
+        session.execute(lock)
+        streamed.target.execute("update replicator.listener set fresh_at = now() - interval '1 hour'")
+        alarm.check(is_final=True)
+        streamed.target.execute(past)
+        alarm.check(is_final=True)
+        streamed.target.execute("update replicator.listener set fresh_at = now()")
+        alarm.check(is_final=True)
+    assert [title.partition(": ")[2] for _, title, _ in webhook.notices] == [
+        "the listener does not run",
+        "over: the listener does not run",
+        "the listener is behind",
+        "over: the listener is behind",
+    ]
+
+
 def test_a_killed_target_is_told_within_a_minute_and_once_more_when_it_is_back(
     make_cluster: MakeCluster, make_pair: MakePair, webhook: Webhook
 ) -> None:
+    """By `serve --listen`: two processes look, and tell once."""
     cluster = make_cluster()
     pair = make_pair(target_server=cluster, listens=True)
     pair.source.execute("create table t (id int primary key)")
     pair.publish()
-    configure(pair, webhook.address, tables=["public.t"])
-    with listening(pair) as running:
+    configure(pair, webhook.address, tables=["public.t"], serve={"port": 0})
+    with Serving(pair, "--listen") as serving:
+        wait_for_stream(serving.running)
         pair.target.close()
         cluster.stop("immediate")
         killed = time.monotonic()
@@ -215,12 +264,13 @@ def test_a_killed_target_is_told_within_a_minute_and_once_more_when_it_is_back(
         assert time.monotonic() - killed < 60
         cluster.start()
         pair.target = cluster.connect(pair.target_db)
-        wait_for_stream(running, times=2)
-        pair.source.execute("insert into t values (1)")
         wait_until(lambda: len(webhook.notices) > 1, 60, what="the recovery")
-        # Another round of checks: what else might be told would be told now.
-        wait_until(lambda: pair.target.execute("select * from t").fetchall() == [(1,)], what="the row")
+        pair.source.execute("insert into t values (1)")
+        wait_until_equal(pair, "public.t", timeout_s=60)
+        # Who looks again sees nothing that is not told.
         watch(pair).check(is_final=True)
+        serving.running.send(signal.SIGTERM)
+        serving.running.wait(60, check=0)
     assert [(kind, title) for kind, title, _ in webhook.notices] == [
         ("failure", "replicator default: the target does not answer"),
         ("success", "replicator default: over: the target does not answer"),

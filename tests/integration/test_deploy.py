@@ -444,39 +444,52 @@ def test_prometheus_of_the_containers_has_the_same_rules_and_job() -> None:
     assert ours == theirs
 
 
-def test_the_demo_s_source_and_workload_work_on_a_real_server(
-    make_cluster: MakeCluster, tmp_path: Path, compose: Any
+def test_the_containers_of_the_demo_would_work_together(
+    make_cluster: MakeCluster, tmp_path: Path, compose: Any, own_environment: pytest.MonkeyPatch
 ) -> None:
-    """What the containers run at their first start, and what then writes, on a server of the same settings."""
-    settings = dict(part.split("=") for part in compose["services"]["source"]["command"] if "=" in part)
+    """First start of both servers, the workload, and the listener, with what the compose file gives each of them."""
+    services = compose["services"]
+    settings = dict(part.split("=") for part in services["source"]["command"] if "=" in part)
     cluster = make_cluster(settings=settings)
-    database = cluster.create_database("app")
-    facts = conninfo_to_dict(cluster.admin_dsn(database))
-    server = {f"PG{name.upper().replace('DBNAME', 'DATABASE')}": str(value) for name, value in facts.items()}
-    server["PATH"] = f"{cluster.bin}{os.pathsep}{os.environ['PATH']}"
-    script = (DEPLOY / "compose/source.sql").read_text().replace("/sql/roles.sql", str(ROOT / "sql/source/roles.sql"))
-    first = tmp_path / "source.sql"
-    first.write_text(script)
-    run(cluster.bin / "psql", "-X", "-v", "ON_ERROR_STOP=1", "-f", first, env=server | {"READER_PASSWORD": "x" * 20})
-    with cluster.connect(database) as source:
-        role = source.execute(
-            "select rolreplication, (select count(*) from pg_publication_tables) from pg_roles"
-            " where rolname = 'replicator_reader'"
+    path = f"{cluster.bin}{os.pathsep}{os.environ['PATH']}"
+    for side, database, role in (("source", "app", "READER"), ("target", "analytics", "WRITER")):
+        text = (
+            (DEPLOY / f"compose/{side}.sql").read_text().replace("/sql/roles.sql", str(ROOT / f"sql/{side}/roles.sql"))
         )
-        assert role.fetchone() == (True, 1)
-
-        def count_changed() -> int:
-            row = source.execute("select count(*) from message where body like '%!'").fetchone()
-            return 0 if row is None else int(row[0])
-
-        workload = subprocess.Popen(
-            ["/bin/sh", DEPLOY / "compose/workload.sh"], env=os.environ | server, start_new_session=True
-        )
-        try:
-            wait_until(count_changed, what="the workload changes messages")
-        finally:
+        script = tmp_path / f"{side}.sql"
+        script.write_text(text)
+        cluster.create_database(database)
+        psql = ("-X", "-v", "ON_ERROR_STOP=1", "-d", cluster.admin_dsn(database), "-f", script)
+        run(cluster.bin / "psql", *psql, env={f"{role}_PASSWORD": "x" * 20})
+    facts = conninfo_to_dict(cluster.admin_dsn("app"))
+    server = {f"PG{name.upper()}": str(value) for name, value in facts.items()} | {"PGDATABASE": "app", "PATH": path}
+    tool = {
+        name: re.sub(r"\$\{.*?\}", "x" * 20, value)
+        .replace("@source/", f"@127.0.0.1:{cluster.port}/")
+        .replace("@target/", f"@127.0.0.1:{cluster.port}/")
+        for name, value in services["serve"]["environment"].items()
+        if name.endswith("DSN")
+    }
+    workload = subprocess.Popen(
+        ["/bin/sh", DEPLOY / "compose/workload.sh"], env=os.environ | server, start_new_session=True
+    )
+    try:
+        with cluster.connect("app") as source, cluster.connect("analytics") as target:
+            listen = (sys.executable, "-m", "replicator", "listen", "--until-caught-up")
+            changed = "select count(*) from message where body like '%!'"
+            wait_until(lambda: source.execute(changed).fetchone() != (0,), what="the workload changes messages")
+            for _ in range(2):
+                done = subprocess.run(
+                    listen, cwd=tmp_path, env=os.environ | tool | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+                    text=True, timeout=60,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr
+            assert target.execute(changed).fetchone() != (0,)
             os.killpg(workload.pid, signal.SIGKILL)
-            workload.wait()
+            source.execute("select pg_drop_replication_slot('replicator_default')")
+    finally:
+        workload.kill()
+        workload.wait()
 
 
 # ----------------------------------------------------------------------------------------------- kubernetes

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from psycopg import sql
 
+from tests.canary import dump_control, watched_command_lines
 from tests.pair import Finished, Pair
 from tests.servers import find_free_port
 
@@ -443,40 +440,6 @@ def refusals(canary: str, number: int) -> Iterator[tuple[str, str]]:
         "alter table t add constraint computed check (divide(n) > 0) not valid"
     )
     yield computes, "alter table t drop constraint computed; drop function divide(int)"
-
-
-def dump_control(pair: Pair) -> str:
-    """Return all that is in the control schema, as text."""
-    query = "select tablename from pg_tables where schemaname = 'replicator'"
-    tables = [name for (name,) in pair.target.execute(query).fetchall()]
-    rows = []
-    for table in tables:
-        statement = sql.SQL("select row(t.*)::text from {} t").format(sql.Identifier("replicator", table))
-        rows += [text for (text,) in pair.target.execute(statement).fetchall()]
-    return "\n".join(rows)
-
-
-@contextmanager
-def watched_command_lines() -> Iterator[set[str]]:
-    """Collect the command lines of all processes, looked at again and again while the block runs."""
-    seen: set[str] = set()
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    seen.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-                except OSError:  # it has ended in the meantime
-                    continue
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        watcher.join()
 
 
 @pytest.mark.hazard("O4")

@@ -11,8 +11,21 @@ import pytest
 
 from tests.pair import ROOT
 
-HEAVY = ("apprise", "prometheus_client", "psycopg", "pydantic_settings", "rich", "structlog", "tenacity")
-COMMANDS = ("demo", "init", "check", "plan", "sync", "status", "history", "health", "target", "schedule", "forget")
+HEAVY = ("apprise", "fastapi", "prometheus_client", "psycopg", "pydantic_settings", "rich", "structlog", "tenacity")
+COMMANDS = (
+    "demo",
+    "init",
+    "check",
+    "plan",
+    "sync",
+    "status",
+    "history",
+    "health",
+    "target",
+    "serve",
+    "schedule",
+    "forget",
+)
 SHOW_MODULES = """
 import atexit, sys
 atexit.register(lambda: print("\\nmodules:", *sys.modules, file=sys.stderr))

@@ -99,3 +99,18 @@ def test_of_a_dead_target_the_metrics_tell_that_it_is_dead(pair: Pair) -> None:
     configure(pair)
     text = describe_pipeline(settings_of(pair), pair.dsn_of_target(port=1))
     assert value_of(text, "replicator_target_up") == 0
+
+
+def test_what_verify_finds_and_mends_is_told(pair: Pair) -> None:
+    pair.source.execute(
+        "create table t (id int primary key, n int); insert into t select g, g from generate_series(1, 9) g"
+    )
+    pair.grant()
+    configure(pair, tables=["public.t"])
+    pair.run("sync")
+    assert value_of(read_file(pair), "replicator_verify_mismatched_rows") is None
+    pair.target.execute("update t set n = 0 where id < 4")
+    pair.run("verify", check=7)
+    assert value_of(read_file(pair), "replicator_verify_mismatched_rows", table="public.t") == 3
+    pair.run("verify", "--repair")
+    assert value_of(read_file(pair), "replicator_verify_mismatched_rows", table="public.t") == 0

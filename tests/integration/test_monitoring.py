@@ -7,24 +7,18 @@ import json
 import re
 import shutil
 import subprocess
-import threading
-import tomllib
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from replicator.metrics import PipelineFigures, SlotFigures, Total, render_metrics
-from replicator.observe import describe_pipeline
-from replicator.settings import Settings
 from tests.exposition import read_samples
 from tests.pair import ROOT, Pair
 from tests.receiver import free_port
+from tests.serving import Serving, write_config
 from tests.streaming import catch_up
 from tests.wait import wait_until
 
@@ -111,32 +105,6 @@ def test_the_dashboard_has_no_two_panels_in_one_place_and_asks_only_its_own_sour
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
-@contextmanager
-def exposing(pair: Pair) -> Iterator[int]:
-    """Serve the pair's figures as `serve` does, and yield the port."""
-    settings = Settings.model_validate(tomllib.loads((pair.dir / "replicator.toml").read_text()))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            text = describe_pipeline(settings, pair.target_dsn).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 class Prometheus:
     """Debian's prometheus with our configuration, on a port of its own and with a shorter interval."""
 
@@ -176,15 +144,15 @@ def test_a_real_prometheus_scrapes_a_pipeline_and_answers_every_panel(streamed: 
         "create table t (id int primary key, n int); insert into t select g, 1 from generate_series(1, 9) g"
     )
     streamed.publish()
-    streamed.write_config(tables=["public.t"], defaults={"on_row_error": "quarantine"})
+    write_config(streamed, tables=["public.t"], defaults={"on_row_error": "quarantine"})
     catch_up(streamed)
     streamed.as_writer.execute("alter table t add check (n < 9)")
     streamed.source.execute("insert into t values (10, 10)")
     catch_up(streamed)
     folder = tmp_path / "prometheus"
     folder.mkdir()
-    with exposing(streamed) as port:
-        prometheus = Prometheus(folder, port)
+    with Serving(streamed) as serving:
+        prometheus = Prometheus(folder, serving.wait_ready().web.base_url.port or 0)
         try:
             wait_until(lambda: prometheus.query("replicator_build_info"), 40, what="a scrape", interval_s=0.2)
             ((target),) = prometheus.ask("targets")["activeTargets"]

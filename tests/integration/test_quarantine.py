@@ -145,8 +145,8 @@ def test_a_child_of_a_refused_row_waits_beside_it(make_pair: MakePair) -> None:
 
 def test_a_target_that_refuses_everything_stops_the_table(pair: Pair) -> None:
     begin(pair)
-    pair.source.execute("insert into t select g, 'c' || g, 5000 from generate_series(301, 1500) g")
-    refuse(pair, 1, "too_many_refused", "more than 1000 rows")
+    pair.source.execute("insert into t select g, 'c' || g, 5000 from generate_series(301, 900) g")
+    refuse(pair, 1, "too_many_refused", "more than 500 rows")
     assert waiting(pair) == {}
     assert pair.target.execute("select count(*) from t").fetchone() == (300,)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from psycopg.rows import dict_row
 
-from tests.conftest import MakePair
+from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.serving import Serving, write_config
 from tests.wait import wait_until
@@ -209,3 +210,115 @@ def test_hostile_names_are_harmless_in_every_page(make_pair: MakePair) -> None:
     for text in pages:
         for markup in ("<img", "<script>", "<b>", "<style", " onclick", " style="):
             assert markup not in text
+
+
+CANARY = "canary-4711"
+
+
+@pytest.mark.hazard("O4")
+def test_no_cell_value_and_no_secret_is_shown_by_anything_that_serves(pair: Pair) -> None:
+    """At debug level, with a row that the target refuses and keys that differ."""
+    pair.source.execute(
+        f"create table t (id text primary key, v text); insert into t values ('{CANARY}-1', '{CANARY}-2');"
+        f"create table gone (id text primary key); insert into gone values ('{CANARY}-3')".encode()
+    )
+    pair.as_writer.execute("create table t (id text primary key, v text check (length(v) < 3))")
+    pair.grant()
+    write_config(pair, logs={"level": "debug"})
+    pair.run("sync", check=6)
+    pair.target.execute("delete from gone")
+    seen: list[str] = []
+    with Serving(pair).wait_ready() as serving:
+        for path in ("verify", "runs", "resync"):
+            accepted = serving.api.post(f"/{path}", json={}).json()["execution_id"]
+            seen += read_command_lines(serving.running.process.pid)
+            seen += [str(serving.wait_for_run(accepted)), serving.web.get(f"/runs/{accepted}").text]
+        assert [text for text in seen if "--execution-id" in text]
+        for page in ("/", "/runs", "/charts", "/table?name=public.t", "/fragments/plan?name=public.t", "/metrics"):
+            seen.append(serving.web.get(page).text)
+        seen += [serving.api.get(path).text for path in ("/status", "/tables", "/runs", "/openapi.json")]
+        serving.running.send(signal.SIGTERM)
+        finished = serving.running.wait(check=0)
+    seen += [finished.stdout, finished.stderr, *(path.read_text() for path in pair.dir.glob("logs/etl/*.log"))]
+    seen += [str(row) for row in pair.target.execute("select r::text from replicator.started_run r").fetchall()]
+    for text in seen:
+        for secret in (CANARY, serving.token, pair.reader_password, pair.writer_password):
+            assert secret not in text
+
+
+def read_command_lines(pid: int) -> list[str]:
+    """Return the command lines of a process and of those that its threads started."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for task in tasks for child in task.read_text().split()]
+    found = [Path(f"/proc/{one}/cmdline") for one in (str(pid), *children)]
+    return [path.read_bytes().replace(b"\0", b" ").decode() for path in found if path.exists()]
+
+
+def test_a_target_that_goes_away_and_comes_back_is_waited_for(make_cluster: MakeCluster, make_pair: MakePair) -> None:
+    cluster = make_cluster()
+    pair = make_pair(target_server=cluster)
+    make_source(pair)
+    write_config(pair)
+    with Serving(pair).wait_ready() as serving:
+        cluster.stop("immediate")
+        assert serving.web.get("/livez").status_code == 200
+        assert serving.web.get("/readyz").status_code == 503
+        gone = serving.web.get("/")
+        assert (gone.status_code, "Not to be had" in gone.text) == (503, True)
+        refused = serving.api.get("/status")
+        assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+        assert serving.api.post("/runs", json={}).status_code == 503
+        cluster.start()
+        serving.wait_ready()
+        wait_until(lambda: serving.running.stderr.count("schedule_led") == 2, 60, what="it leads again")
+        pair.target.close()
+        pair.target = cluster.connect(pair.target_db)
+        run = serving.wait_for_run(serving.api.post("/runs", json={}).json()["execution_id"])
+        assert run["run"]["status"] == "success"
+
+
+def test_changes_of_columns_and_progress_are_told(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair)
+    pair.run("sync")
+    pair.source.execute("alter table t add column w int, drop column v; update t set w = id")
+    pair.run("sync")
+    with Serving(pair).wait_ready() as serving:
+        page = serving.web.get("/table", params={"name": "public.t"}).text
+        assert "w int4 was added" in page or "w integer was added" in page
+        assert "v was dropped" in page
+        pair.target.execute("begin; lock table t")
+        execution = serving.api.post("/runs", json={"full": True}).json()["execution_id"]
+
+        def shows_progress() -> bool:
+            text = serving.web.get("/fragments/progress").text
+            return execution in text and "0 of 1 tables done" in text
+
+        wait_until(shows_progress, what="the run shows its progress")
+        pair.target.execute("commit")
+        serving.wait_for_run(execution)
+        assert "No run is under way" in serving.web.get("/fragments/progress").text
+
+
+def test_schedule_tells_the_next_runs_and_where_daylight_saving_bites(pair: Pair) -> None:
+    write_config(pair, schedule={"timezone": "Europe/Helsinki"})
+    told = pair.json("schedule")
+    assert (len(told["runs"]), len(told["daylight_saving"])) == (5, 2)
+    assert all(run[11:16] in ("03:00", "04:00") for run in told["runs"])
+    assert "daylight saving, 20" in pair.run("schedule").stdout
+
+
+def test_a_run_that_was_killed_counts_as_failed_and_not_as_under_way(pair: Pair) -> None:
+    make_source(pair)
+    write_config(pair)
+    pair.run("sync")
+    pair.target.execute("begin; lock table t")
+    killed = pair.popen("sync", "--full")
+    wait_until(lambda: pair.control_rows(status="running"), what="the run began")
+    with Serving(pair).wait_ready() as serving:
+        assert len(serving.api.get("/runs", params={"status": "running"}).json()["runs"]) == 1
+        killed.kill()
+        pair.target.execute("rollback")
+        wait_until(lambda: not serving.api.get("/runs", params={"status": "running"}).json()["runs"], what="it ended")
+        assert serving.api.get("/runs").json()["runs"][0]["status"] == "failed"
+        assert serving.api.post("/runs", json={}).status_code == 202

@@ -16,6 +16,10 @@ LISTEN = "tests/integration/test_listen.py::"
 STREAM = "tests/integration/test_hazard_stream.py::"
 STREAM_FAULTS = "tests/chaos/test_hazard_stream_faults.py::"
 
+ALERTS = "tests/integration/test_alerts.py::"
+CANARY = "tests/integration/test_canary.py::"
+METRICS = "tests/integration/test_metrics.py::"
+
 VERIFY_STREAMED = "tests/integration/test_verify_streamed.py::"
 
 MUTANTS = (
@@ -26,8 +30,8 @@ MUTANTS = (
         (
             Change(
                 "replicator/stream_verify.py",
-                "fresh.begin(self.job.mapping, read_open_xids(watcher), _OPEN_LIMIT_S)",
-                "fresh.begin(self.job.mapping, [], _OPEN_LIMIT_S)",
+                "is_whole = begin_after(fresh, self.job, read_open_writers(watcher, relation), _OPEN_LIMIT_S)",
+                "is_whole = begin_after(fresh, self.job, (), _OPEN_LIMIT_S)",
             ),
         ),
     ),
@@ -479,8 +483,20 @@ MUTANTS = (
         (
             Change(
                 "replicator/capture/collector.py",
-                "if intake is None or self._skips or begin.final_lsn < self._since[intake.layout.table]:",
+                "if intake is None or self._skips or self._has(intake.layout.table, begin):",
                 "if intake is None or self._skips:",
+            ),
+        ),
+    ),
+    Mutant(
+        "B5",
+        "what a sync read while no listener ran is brought once more",
+        (VERIFY_STREAMED + "test_what_was_brought_while_no_listener_ran_is_not_brought_again[18-18-sync]",),
+        (
+            Change(
+                "replicator/position.py",
+                "return final_lsn < self.since or (self.seen is not None and self.seen.has(final_lsn, xid))",
+                "return final_lsn < self.since",
             ),
         ),
     ),
@@ -527,8 +543,60 @@ MUTANTS = (
         (
             Change(
                 "replicator/capture/lookup.py",
-                "return not any(xid in running or _distance(xid, next_xid) >= 0 for xid in self.xids)",
+                "return not any(xid in running or measure_xid(xid, next_xid) >= 0 for xid in self.xids)",
                 "return True",
+            ),
+        ),
+    ),
+    Mutant(
+        "O1",
+        "an incident that lasts is told at every look",
+        (ALERTS + "test_a_failure_is_told_once_and_once_more_when_it_is_over[18-18]",),
+        (
+            Change(
+                "replicator/incident.py",
+                "for key, old in kept.items() if key in by_key and old.told_at is None",
+                "for key, old in kept.items() if key in by_key",
+            ),
+        ),
+    ),
+    Mutant(
+        "O4",
+        "an address that fails is told with its secret",
+        (CANARY + "test_a_stream_that_fails_tells_no_secret_and_no_cell[18-18]",),
+        (
+            Change(
+                "replicator/messenger.py",
+                'get_logger().warning("alert_failed", address=name)',
+                'get_logger().warning("alert_failed", address=name, urls=self._urls)',
+            ),
+        ),
+    ),
+    Mutant(
+        "O4",
+        "an incident repeats what PostgreSQL said",
+        (ALERTS + "test_a_failure_is_told_once_and_once_more_when_it_is_over[18-18]",),
+        (
+            Change(
+                "replicator/db.py",
+                """    why = f"SQLSTATE {state} ({type(error).__name__})" + (f", {where}" if where else "")
+""",
+                """    why = f"SQLSTATE {state} ({type(error).__name__}) {error}" + (f", {where}" if where else "")
+""",
+            ),
+        ),
+    ),
+    Mutant(
+        "O3",
+        "what retention deletes is no longer counted",
+        (METRICS + "test_counters_outlive_the_rows_that_they_were_counted_from[18-18]",),
+        (
+            Change(
+                "sql/queries/operation.sql",
+                """    from :"control".expired_total where pipeline = :'pipeline') as every
+""",
+                """    from :"control".expired_total where false and pipeline = :'pipeline') as every
+""",
             ),
         ),
     ),

@@ -56,6 +56,10 @@ def test_a_failed_run_is_called_by_what_it_asks_for(code: str, word: str) -> Non
     assert Incident(Kind.RUN, code, "", "public.t").headline == f"public.t: {word}"
 
 
+def test_rows_that_a_comparison_left_are_told_until_the_next_finds_none() -> None:
+    assert kinds(look(mismatched={"t": 3, "u": 0})) == [("differs", "mismatch")]
+
+
 def test_a_table_that_fails_is_not_also_stale() -> None:
     old = {"t": NOW - timedelta(hours=27), "u": NOW - timedelta(hours=25)}
     assert kinds(look(successes=old)) == [("stale", "stale")]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.position import FIRST_NORMAL_XID, Lsn, is_within_horizon, wrap_xid
+from replicator.position import FIRST_NORMAL_XID, Lsn, Origin, Seen, is_within_horizon, wrap_xid
 
 XIDS = st.integers(min_value=FIRST_NORMAL_XID, max_value=1 << 40)
 
@@ -49,3 +49,25 @@ def test_beyond_the_horizon_nothing_is_compared(position: int, gone: int) -> Non
 @given(XIDS, st.integers(min_value=1, max_value=1 << 20))
 def test_a_position_ahead_of_the_source_is_out_of_the_horizon(position: int, ahead: int) -> None:
     assert not is_within_horizon(position + ahead, position)
+
+
+def test_a_table_has_what_its_read_saw_and_nothing_that_was_open_or_came_later() -> None:
+    seen = Seen.parse("100:105:101,103", Lsn(9000))
+    origin = Origin(Lsn(500), seen)
+    assert origin.has(Lsn(400), 4_000_000_000)
+    assert origin.has(Lsn(600), 99)
+    assert origin.has(Lsn(600), 102)
+    assert not origin.has(Lsn(600), 101)
+    # Committed by its record, and invisible still: the read saw the row as it was before.
+    assert not origin.has(Lsn(8999), 103)
+    assert not origin.has(Lsn(600), 105)
+    assert not origin.has(Lsn(9000), 102)
+    assert origin.end == Lsn(9000)
+
+
+def test_what_a_read_saw_is_told_across_the_wrap_of_transaction_ids() -> None:
+    seen = Seen.parse(f"{2**32 - 2}:{2**32 + 3}:{2**32 + 1}", Lsn(9000))
+    assert seen.has(Lsn(1), 2**32 - 1)
+    assert seen.has(Lsn(1), 2)
+    assert not seen.has(Lsn(1), 1)
+    assert not seen.has(Lsn(1), 3)
