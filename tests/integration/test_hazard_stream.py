@@ -557,6 +557,8 @@ def test_generated_columns_of_a_table_without_a_key_are_never_wrong(streamed: Pa
 @pytest.mark.parametrize("key", [" primary key", ""], ids=["keyed", "keyless"])
 def test_a_virtual_column_in_the_full_identity_is_refused_ahead_of_its_publication(streamed: Pair, key: str) -> None:
     """S10, S4: publishing such a table makes the application's own updates fail."""
+    if streamed.source_server.version < 18:
+        pytest.skip("virtual columns came with 18")
     ddl = f"{GENERATED.replace(' primary key', key)};{VIRTUAL};alter table t replica identity full"
     streamed.source.execute(f"alter database {streamed.source_db} owner to {streamed.reader}")
     streamed.source.execute(f"{ddl}; alter table t owner to {streamed.reader}")
