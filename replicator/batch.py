@@ -11,6 +11,7 @@ from typing import Protocol
 from replicator.digest import Digest
 
 DUE_MARK = "replicator due"
+VERSION = "replicator version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,13 @@ class TableSource(Protocol):
     def read_bucket_keys(self, shape: Shape, buckets: int, chosen: Sequence[int]) -> Iterator[bytes]:
         """Yield the keys that fall into the chosen buckets of keys."""
 
-    def read_bucket_rows(self, shape: Shape, buckets: int, chosen: Sequence[int]) -> Iterator[bytes]:
-        """Yield the rows whose keys fall into the chosen buckets."""
+    def read_bucket_rows(
+        self, shape: Shape, buckets: int, chosen: Sequence[int], *, with_version: bool = False
+    ) -> Iterator[bytes]:
+        """Yield the rows whose keys fall into the chosen buckets.
+
+        with_version: the xid that wrote each as last column.
+        """
 
 
 @dataclass

@@ -58,11 +58,21 @@ class TargetTable:
     target: Target
     shape: Shape
 
-    def compare(self, session: Session, job: Job, pace: Pace | None = None) -> Comparison:
+    def compare(
+        self, session: Session, job: Job, pace: Pace | None = None, *, with_version: bool = False
+    ) -> Comparison:
         """Return the comparison in the session's transaction."""
         staging = f"replicator_verify_{job.mapping.relation.oid}"
         heap_bytes = find_heap_bytes(self.relation)
-        return Comparison(session.connection, self.target, self.shape, staging, heap_bytes, pace or Pace())
+        return Comparison(
+            session.connection,
+            self.target,
+            self.shape,
+            staging,
+            heap_bytes,
+            pace or Pace(),
+            with_version=with_version,
+        )
 
 
 def open_target_table(session: Session, job: Job, system_identifier: str) -> TargetTable:
@@ -104,16 +114,18 @@ def judge(
     look: Look,
     pace: Pace | None = None,
     most: int | None = None,
+    with_version: bool = False,
 ) -> Verdict:
     """Compare a table in the reader's snapshot and the session's transaction.
 
     pace: of the first look at all rows. most: how many rows that differ are named, None for all.
+    with_version: also tell which transaction wrote each.
     """
     table = open_target_table(session, job, system_identifier)
     source = make_source(job, reader)
     if not job.mapping.key:
         return judge_multiset(job, table, source, session)
-    comparison = table.compare(session, job, pace or Pace(look.bytes_per_s))
+    comparison = table.compare(session, job, pace or Pace(look.bytes_per_s), with_version=with_version)
     compared = comparison.compare(source)
     verdict = Verdict(
         job.table,

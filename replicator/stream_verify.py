@@ -22,15 +22,15 @@ import psycopg
 from psycopg import sql
 
 from replicator.apply import difference, merge
-from replicator.apply.comparison import Finding, Pace
+from replicator.apply.comparison import Finding, Pace, has_room
 from replicator.apply.difference import DIFFERENT, EXTRA, Key
 from replicator.apply.job import Job, Session
 from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.apply.target import take_replica_role
-from replicator.batch import Figures
+from replicator.batch import VERSION, Figures
 from replicator.capture.copyout import copy_out
 from replicator.capture.lookup import TRANSACTION_OPEN, FreshReader, match_keys, read_open_writers
-from replicator.capture.pull import Reader, read_system_identifier
+from replicator.capture.pull import Reader, name_version, read_system_identifier
 from replicator.capture.source_state import read_end_of_wal
 from replicator.db import Connection, closing, translate, translated
 from replicator.errors import OperatorError, PassingError, ReplicatorError, unexpected
@@ -81,7 +81,7 @@ class StreamedLook:
         """Compare the table. reader: in a snapshot taken before the source's WAL had reached `high`."""
         self._wait_for(high)
         with still(self.session):
-            verdict = judge(self.job, reader, self.session, self.system_identifier, self.look, pace)
+            verdict = judge(self.job, reader, self.session, self.system_identifier, self.look, pace, with_version=True)
         if verdict.equal:
             return verdict
         with closing(self.run.access.open()) as watcher:
@@ -129,7 +129,7 @@ class StreamedLook:
         self._wait_for(high)
         try:
             with still(self.session):
-                verdict = judge(self.job, fresh, self.session, self.system_identifier, self.look)
+                verdict = judge(self.job, fresh, self.session, self.system_identifier, self.look, with_version=True)
             if is_whole or not verdict.findings:
                 return SecondLook(verdict, None if is_whole else set())
             return SecondLook(verdict, self._find_settled(verdict, fresh, watcher))
@@ -147,8 +147,8 @@ class StreamedLook:
                 table = open_target_table(self.session, self.job, self.system_identifier)
                 staging = f"replicator_settled_{self.job.mapping.relation.oid}"
                 stage_keys(self.session, self.job, table, fresh, spellings, staging, chunk, only_settled=True)
-                hashes = read_hashes(self.session, table, staging)
-                settled |= {finding.key for finding in chunk if hashes.get(finding.key) == finding.theirs}
+                staged = read_staged(self.session, table, staging)
+                settled |= {finding.key for finding in chunk if is_unmoved(finding, staged)}
         return settled
 
     def _settle_keys(self, verdict: Verdict, fresh: FreshReader, watcher: Connection) -> None:
@@ -191,8 +191,8 @@ class StreamedLook:
 
 
 def is_same(one: Finding, other: Finding) -> bool:
-    """Say whether two looks found the same two rows."""
-    return (one.kind, one.theirs, one.ours) == (other.kind, other.theirs, other.ours)
+    """Say whether two looks found the same two row versions: content alone may have changed and changed back."""
+    return (one.kind, one.theirs, one.ours, one.versions) == (other.kind, other.theirs, other.ours, other.versions)
 
 
 def _position(state: ListenerState | None) -> Lsn | None:
@@ -328,11 +328,11 @@ class _Repair:
         connection, target = self.session.connection, table.target
         staging = f"replicator_repair_{self.run.batch_ids[self.job.table]}"
         stage_keys(self.session, self.job, table, fresh, spellings, staging, findings, only_settled=only_settled)
-        hashes = read_hashes(self.session, table, staging)
+        staged = read_staged(self.session, table, staging)
         kept = [
             finding
             for finding in findings
-            if hashes.get(finding.key) == finding.theirs and not (only_settled and finding.kind == EXTRA)
+            if is_unmoved(finding, staged) and not (only_settled and finding.kind == EXTRA)
         ]
         written = [finding for finding in kept if finding.kind != EXTRA]
         gone = [finding.key for finding in kept if finding.kind == EXTRA]
@@ -365,10 +365,17 @@ def begin_after(fresh: FreshReader, job: Job, xids: Iterable[int], limit_s: floa
     return True
 
 
-def read_hashes(session: Session, table: TargetTable, staging: str) -> dict[Key, int]:
-    """Return the hashes of the staged rows by key."""
-    query = difference.hash_staged(table.target, staging, table.shape.digest)
-    return {tuple(row["key"]): row["theirs"] for row in session.connection.execute(query)}
+def read_staged(session: Session, table: TargetTable, staging: str) -> dict[Key, tuple[int, int]]:
+    """Return hash and version of the staged rows by key."""
+    query = difference.hash_staged(table.target, staging, table.shape.digest, with_version=has_room(table.target))
+    return {tuple(row["key"]): (row["theirs"], row["version"]) for row in session.connection.execute(query)}
+
+
+def is_unmoved(finding: Finding, staged: dict[Key, tuple[int, int]]) -> bool:
+    """Say whether the source still has a row as it was found, or still lacks it."""
+    if finding.theirs is None:
+        return finding.key not in staged
+    return staged.get(finding.key) == (finding.theirs, finding.versions[0])
 
 
 def stage_keys(
@@ -388,15 +395,20 @@ def stage_keys(
     """
     mapping, shape = job.mapping, table.shape
     names = [column.name for column in table.target.columns]
-    session.connection.execute(merge.create_staging(table.target, staging, names))
+    numbers = [VERSION] if has_room(table.target) else []
+    session.connection.execute(merge.create_staging(table.target, staging, names, numbers=numbers))
     keys = [tuple(None if text is None else text.encode() for text in finding.key) for finding in findings]
-    outputs = [name_output(output) for output in mapping.outputs if output.name in shape.spellings]
+    outputs: list[sql.Composable] = [
+        name_output(output) for output in mapping.outputs if output.name in shape.spellings
+    ]
+    if numbers:
+        outputs.append(name_version())
     settled = sql.SQL("xmax = '0'::xid") if only_settled else None
     query = sql.SQL("COPY ({}) TO STDOUT ({})").format(
         mapping.select(outputs, match_keys(mapping, spellings, keys), settled),
         sql.SQL("FORMAT binary" if shape.binary else "FORMAT text"),
     )
-    into = merge.copy_into(merge.staging_name(staging), names, binary=shape.binary)
+    into = merge.copy_into(merge.staging_name(staging), [*names, *numbers], binary=shape.binary)
     with session.connection.cursor() as cursor, cursor.copy(into) as copy:
         for piece in copy_out(fresh.connection, query, binary=shape.binary):
             copy.write(piece)

@@ -20,10 +20,11 @@ from psycopg import sql
 from replicator.apply import merge
 from replicator.apply.difference import EXTRA, Key, find_differences
 from replicator.apply.merge import Target
-from replicator.batch import Shape, TableSource, Totals
+from replicator.batch import VERSION, Shape, TableSource, Totals
 from replicator.db import Connection
 from replicator.digest import BUCKETS, SLOTS, bucket_of, in_buckets, in_pages, in_slots
 from replicator.relation import Relation
+from replicator.strategy import MOST_COLUMNS
 
 PAGE_BYTES = 8192
 _PIECE_BYTES = 64 << 20
@@ -37,6 +38,8 @@ Pages = tuple[int, int | None]
 class Finding:
     """One row that differs. theirs, ours: hashes of the source's and the target's; columns: those that differ.
 
+    versions: the xids that wrote the two rows, 0 where there is none or it was not asked for.
+
     values: (source's, target's) as text, in the order of the target's columns, where they were asked for.
     """
 
@@ -45,6 +48,7 @@ class Finding:
     columns: tuple[str, ...] = ()
     theirs: int | None = None
     ours: int | None = None
+    versions: tuple[int, int] = (0, 0)
     values: tuple[list[str | None] | None, list[str | None] | None] = (None, None)
 
 
@@ -93,12 +97,22 @@ class Pace:
 class Comparison:
     """The comparison of one keyed table in one transaction of the target, which must hold still.
 
-    staging: the name of the temporary table for the rows of buckets that differ.
+    staging: the name of the temporary table for the rows of buckets that differ. with_version: also tell of each row
+    which transaction wrote it.
     """
 
     def __init__(
-        self, connection: Connection, target: Target, shape: Shape, staging: str, heap_bytes: int | None, pace: Pace
+        self,
+        connection: Connection,
+        target: Target,
+        shape: Shape,
+        staging: str,
+        heap_bytes: int | None,
+        pace: Pace,
+        *,
+        with_version: bool = False,
     ) -> None:
+        self.with_version = with_version and has_room(target)
         self.connection, self.target, self.shape, self.staging = connection, target, shape, staging
         self.heap_bytes, self.pace = heap_bytes, pace
         self._key = merge.hash_key(target, "t", shape.digest)
@@ -145,13 +159,14 @@ class Comparison:
 
     def stage(self, source: TableSource, buckets: Iterable[int]) -> int:
         """Bring the source's rows of the buckets into the staging table, which is made here; return their number."""
-        self.connection.execute(merge.create_staging(self.target, self.staging, [c.name for c in self.target.columns]))
-        into = merge.copy_into(
-            merge.staging_name(self.staging), [c.name for c in self.target.columns], binary=self.shape.binary
-        )
+        names = [column.name for column in self.target.columns]
+        numbers = [VERSION] if self.with_version else []
+        self.connection.execute(merge.create_staging(self.target, self.staging, names, numbers=numbers))
+        into = merge.copy_into(merge.staging_name(self.staging), [*names, *numbers], binary=self.shape.binary)
         with self.connection.cursor() as cursor:
             with cursor.copy(into) as copy:
-                for piece in source.read_bucket_rows(self.shape, BUCKETS, list(buckets)):
+                pieces = source.read_bucket_rows(self.shape, BUCKETS, list(buckets), with_version=self.with_version)
+                for piece in pieces:
                     copy.write(piece)
             return cursor.rowcount
 
@@ -168,7 +183,12 @@ class Comparison:
         with_extra: also those of the target alone. most: how many are returned, None for all.
         """
         query = find_differences(
-            self.target, self.staging, self.shape.digest, self.among(buckets), with_values=with_values
+            self.target,
+            self.staging,
+            self.shape.digest,
+            self.among(buckets),
+            with_values=with_values,
+            with_version=self.with_version,
         )
         found: list[Finding] = []
         more: Counter[str] = Counter()
@@ -193,6 +213,11 @@ class Comparison:
         self.connection.execute(merge.drop_staging(self.staging))
 
 
+def has_room(target: Target) -> bool:
+    """Say whether staging can hold the version of a row beside its columns."""
+    return len(target.columns) < MOST_COLUMNS and VERSION not in {column.name for column in target.columns}
+
+
 def find_heap_bytes(relation: Relation) -> int | None:
     """Return how large a table is on disk; None where its rows have no place in a heap."""
     return relation.heap_bytes if relation.is_heap else None
@@ -205,6 +230,7 @@ def _finding(row: dict[str, Any]) -> Finding:
         tuple(row["columns"] or ()),
         row["theirs"],
         row["ours"],
+        tuple(row["versions"]),
         (row["source_values"], row["target_values"]),
     )
 

@@ -11,6 +11,7 @@ from psycopg import sql
 
 from replicator.apply import merge
 from replicator.apply.merge import Target, staging_name
+from replicator.batch import VERSION
 from replicator.digest import Digest
 
 Key = tuple[str | None, ...]
@@ -20,32 +21,48 @@ MISSING, EXTRA, DIFFERENT = "missing", "extra", "different"
 
 
 def find_differences(
-    target: Target, staging: str, digest: Digest, only: sql.Composable | None, *, with_values: bool
+    target: Target,
+    staging: str,
+    digest: Digest,
+    only: sql.Composable | None,
+    *,
+    with_values: bool,
+    with_version: bool,
 ) -> sql.Composed:
-    """Return the query for (kind, key, columns, theirs, ours, source_values, target_values).
+    """Return the query for (kind, key, columns, theirs, ours, versions, source_values, target_values).
 
     only: the condition on `t` that its key is in the staged buckets. key: its values as text, in key order; columns:
     those that differ; theirs, ours: hashes of the two rows, NULL where there is none. Values are text in the order of
-    the target's columns, NULL unless `with_values`.
+    the target's columns, NULL unless `with_values`. versions: of the two rows, the xids that wrote them, where staging
+    has the source's.
     """
     theirs, ours = merge.hash_row(target, "s", digest), merge.hash_row(target, "t", digest)
+    version = {
+        "s": sql.Identifier("s", VERSION) if with_version else sql.SQL("0"),
+        "t": sql.SQL("t.xmin::text::bigint") if with_version else sql.SQL("0"),
+    }
     values = {a: _texts(a, _names(target)) if with_values else sql.SQL("NULL::text[]") for a in ("s", "t")}
     here = merge.live(target) if only is None else sql.SQL("{} AND {}").format(merge.live(target), only)
     return sql.SQL(
         "SELECT 'missing' AS kind, {s_key} AS key, NULL::text[] AS columns, {theirs} AS theirs, NULL::bigint AS ours,"
-        " {s_values} AS source_values, NULL::text[] AS target_values FROM {staging} AS s"
+        " ARRAY[{s_version}, 0]::bigint[] AS versions, {s_values} AS source_values,"
+        " NULL::text[] AS target_values FROM {staging} AS s"
         " WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {same} AND {live})"
         " UNION ALL"
-        " SELECT 'extra', {t_key}, NULL, NULL, {ours}, NULL, {t_values} FROM {table} AS t"
+        " SELECT 'extra', {t_key}, NULL, NULL, {ours}, ARRAY[0, {t_version}]::bigint[], NULL, {t_values}"
+        " FROM {table} AS t"
         " WHERE {here} AND NOT EXISTS (SELECT FROM {staging} AS s WHERE {same})"
         " UNION ALL"
-        " SELECT 'different', {s_key}, {columns}, {theirs}, {ours}, {s_values}, {t_values}"
+        " SELECT 'different', {s_key}, {columns}, {theirs}, {ours}, ARRAY[{s_version}, {t_version}]::bigint[],"
+        " {s_values}, {t_values}"
         " FROM {staging} AS s JOIN {table} AS t ON {same} WHERE {live} AND {differs}"
     ).format(
         s_key=_texts("s", target.key),
         t_key=_texts("t", target.key),
         theirs=theirs,
         ours=ours,
+        s_version=version["s"],
+        t_version=version["t"],
         s_values=values["s"],
         t_values=values["t"],
         staging=staging_name(staging),
@@ -58,10 +75,11 @@ def find_differences(
     )
 
 
-def hash_staged(target: Target, staging: str, digest: Digest) -> sql.Composed:
-    """Return the query for (key, theirs) of every staged row."""
-    return sql.SQL("SELECT {} AS key, {} AS theirs FROM {} AS s").format(
-        _texts("s", target.key), merge.hash_row(target, "s", digest), staging_name(staging)
+def hash_staged(target: Target, staging: str, digest: Digest, *, with_version: bool) -> sql.Composed:
+    """Return the query for (key, theirs, version) of every staged row."""
+    version: sql.Composable = sql.Identifier("s", VERSION) if with_version else sql.SQL("0::bigint")
+    return sql.SQL("SELECT {} AS key, {} AS theirs, {} AS version FROM {} AS s").format(
+        _texts("s", target.key), merge.hash_row(target, "s", digest), version, staging_name(staging)
     )
 
 

@@ -54,14 +54,23 @@ def staging_name(name: str) -> sql.Identifier:
 
 
 def create_staging(
-    target: Target, name: str, columns: Sequence[str], marks: Sequence[str] = (), *, lasting: bool = False
+    target: Target,
+    name: str,
+    columns: Sequence[str],
+    marks: Sequence[str] = (),
+    *,
+    numbers: Sequence[str] = (),
+    lasting: bool = False,
 ) -> sql.Composed:
-    """Return the statement that makes an empty staging table with the target's types; marks: extra boolean columns.
+    """Return the statement that makes an empty staging table with the target's types.
+
+    marks, numbers: extra columns, boolean and bigint.
 
     It goes with its transaction, or, lasting, is emptied by it.
     """
     picked: list[sql.Composable] = [sql.Identifier(column) for column in columns]
     picked += [sql.SQL("false AS {}").format(sql.Identifier(mark)) for mark in marks]
+    picked += [sql.SQL("0::bigint AS {}").format(sql.Identifier(number)) for number in numbers]
     return sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT {} AS SELECT {} FROM {} WITH NO DATA").format(
         sql.Identifier(name), sql.SQL("DELETE ROWS" if lasting else "DROP"), _list(picked), target.table
     )

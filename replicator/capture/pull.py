@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import psycopg
 from psycopg import sql
 
-from replicator.batch import DUE_MARK, Shape, Totals
+from replicator.batch import DUE_MARK, VERSION, Shape, Totals
 from replicator.capture.copyout import copy_out
 from replicator.db import Connection, connect, translate, translated
 from replicator.digest import bucket_of, hash_columns, in_buckets, in_pages, in_slots
@@ -352,9 +352,23 @@ class TableReader:
     def _select_keys(self, *conditions: sql.Composable | None) -> sql.Composed:
         return self.mapping.select([name_output(output) for output in self.mapping.key_outputs], *conditions)
 
-    def read_bucket_rows(self, shape: Shape, buckets: int, chosen: Sequence[int]) -> Iterator[bytes]:
-        """Yield the rows whose keys fall into the chosen buckets."""
-        return self._copy(self._select(shape, in_buckets(self._hash_key(shape), buckets, chosen)), shape)
+    def read_bucket_rows(
+        self, shape: Shape, buckets: int, chosen: Sequence[int], *, with_version: bool = False
+    ) -> Iterator[bytes]:
+        """Yield the rows whose keys fall into the chosen buckets.
+
+        with_version: the xid that wrote each as last column.
+        """
+        columns: list[sql.Composable] = [name_output(output) for output in self._outputs(shape)]
+        if with_version:
+            columns.append(name_version())
+        condition = in_buckets(self._hash_key(shape), buckets, chosen)
+        return self._copy(self.mapping.select(columns, condition), shape)
+
+
+def name_version() -> sql.Composable:
+    """Return the xid that wrote a row version, as a column: another one tells of another version of equal content."""
+    return sql.SQL("xmin::text::bigint AS {}").format(sql.Identifier(VERSION))
 
 
 def _as_target(output: Output, shape: Shape) -> sql.Composable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 
 import psycopg
@@ -90,6 +91,32 @@ def test_verify_beside_a_busy_listener_finds_the_damage_and_nothing_else(streame
         assert pair.json("verify")["tables"][0]["equal"] is True
     (row,) = pair.control_rows(path="repair")
     assert (row["status"], row["rows_inserted"], row["rows_updated"], row["rows_deleted"]) == ("success", 1, 1, 1)
+
+
+def test_a_row_that_changes_to_and_fro_is_no_difference(streamed: Pair) -> None:
+    """Its content may be the same at both looks, and the other one in the target: only its version tells."""
+    pair = streamed
+    prepare(pair)
+    stop = threading.Event()
+
+    def toggle() -> None:
+        with pair.source_server.connect(pair.source_db) as session:
+            while not stop.wait(0.001):
+                session.execute("update t set v = 1 - v where id <= 40")
+
+    with listening(pair):
+        wait_until_equal(pair, "public.t")
+        toggling = threading.Thread(target=toggle)
+        toggling.start()
+        try:
+            for _ in range(3):
+                (found,) = pair.json("verify")["tables"]
+                assert found["different"] == [], found
+        finally:
+            stop.set()
+            toggling.join()
+        wait_until_equal(pair, "public.t")
+    assert pair.json("verify", check=None)["tables"][0]["different"] == []
 
 
 def test_a_repair_beside_the_listener_takes_no_row_back_in_time(streamed: Pair) -> None:
@@ -281,3 +308,28 @@ def test_a_table_without_a_key_is_mended_by_the_listener_that_keeps_it(streamed:
         pair.assert_equal("public.bag")
         pair.source.execute("insert into bag values (1), (1)")
         wait_until_equal(pair, "public.bag")
+
+
+@pytest.mark.parametrize("command", ["verify", "sync"])
+def test_a_command_that_waits_for_a_frozen_listener_ends_when_it_is_asked_to(streamed: Pair, command: str) -> None:
+    pair = streamed
+    prepare(pair)
+    with listening(pair) as listener:
+        wait_until_equal(pair, "public.t")
+        listener.send(signal.SIGSTOP)
+        try:
+            pair.source.execute("update t set v = v + 1 where id = 1")
+            running = pair.popen(command)
+            wait_until(lambda: holds_snapshot(pair), what="it waits")
+            running.send(signal.SIGTERM)
+            finished = running.wait(10)
+        finally:
+            listener.send(signal.SIGCONT)
+        assert finished.exit_code in (0, 1, 75), finished
+
+
+def holds_snapshot(pair: Pair) -> bool:
+    """Say whether a session of the tool holds a snapshot of the source, and waits for something else."""
+    query = "select count(*) from pg_stat_activity where usename = %s and state = 'idle in transaction'"
+    (count,) = pair.source.execute(query, [pair.reader]).fetchone() or (0,)
+    return bool(count)
