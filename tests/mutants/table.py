@@ -30,8 +30,8 @@ MUTANTS = (
         (
             Change(
                 "replicator/stream_verify.py",
-                "return (one.kind, one.theirs, one.ours, one.versions) == (other.kind, other.theirs, other.ours, other.versions)",
-                "return (one.kind, one.theirs, one.ours) == (other.kind, other.theirs, other.ours)",
+                "one.ours, one.versions) == (other.kind, other.theirs, other.ours, other.versions)",
+                "one.ours) == (other.kind, other.theirs, other.ours)",
             ),
         ),
     ),
