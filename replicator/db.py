@@ -120,7 +120,12 @@ def connect(
                 raise _connect_error(why, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
             time.sleep(_RETRY_PAUSE_S)
         else:
-            pin_session(connection)
+            try:
+                pin_session(connection)
+            except psycopg.Error as error:
+                # The connection was made, and cut before its first answer.
+                connection.close()
+                raise translate(error, side=side) from error
             return connection
 
 

@@ -651,7 +651,8 @@ def end_sessions(pair: Pair, which: str) -> None:
 def test_a_frozen_listener_that_lost_its_lock_writes_nothing_when_it_wakes(streamed: Pair, loading: bool) -> None:
     """F3, F7: its successor waits for what is open, has taken over by then, and goes on."""
     start(streamed, lock_wait="2s")
-    with streamed.popen("listen") as old:
+    # A wait that the server gives up ends the transaction, whoever is frozen: the old one's shall last.
+    with streamed.popen("listen", env={"REPLICATOR_LOCK_WAIT": "15s"}) as old:
         wait_for_stream(old)
         streamed.source.execute(SOME_CHANGES)
         wait_until_equal(streamed, *NAMES)
