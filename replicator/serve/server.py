@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Protocol
 
 from replicator.errors import ConfigError
 from replicator.log import get_logger
@@ -13,7 +17,7 @@ from replicator.notify import Heart, notify_ready, notify_stopping
 from replicator.serve.app import build_app
 from replicator.serve.desk import Desk
 from replicator.serve.guard import read_token
-from replicator.serve.launcher import Launcher
+from replicator.serve.launcher import DRAIN_S, Launcher
 from replicator.serve.scheduler import Scheduler
 from replicator.serve.service import Service
 from replicator.serve.supervisor import Supervisor
@@ -88,12 +92,37 @@ def serve(
         notify_stopping()
         stop.set()
         log.info("serve_draining", runs=len(launcher.list_alive()))
-        thread.join()
-        if supervisor is not None:
-            supervisor.stop()
-        launcher.drain()
+        with _killing_on_signal(*([launcher] if supervisor is None else [launcher, supervisor])):
+            # It may be in the middle of a question to a target that is away.
+            thread.join(_GRACE_S)
+            if supervisor is not None:
+                supervisor.ask_to_end()
+            launcher.drain()
+            if supervisor is not None:
+                supervisor.stop(DRAIN_S)
         views.close()
         log.info("serve_ended")
+
+
+class _Killable(Protocol):
+    def kill(self) -> None: ...
+
+
+@contextmanager
+def _killing_on_signal(*parts: _Killable) -> Iterator[None]:
+    """Let a second signal end at once what this process has started, so that the process itself may end."""
+
+    def kill(_number: int, _frame: FrameType | None) -> None:
+        # In a thread: a handler that waits for a lock of the code that it interrupts would wait for ever.
+        for part in parts:
+            threading.Thread(target=part.kill, name="kill", daemon=True).start()
+
+    before = {number: signal.signal(number, kill) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -53,11 +53,27 @@ class Supervisor:
         self._log.error("listener_ended", path="listen", exit_code=exit_code, pause_seconds=self._pause_s)
         self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
 
-    def stop(self) -> None:
-        """Ask the listener to end, and wait until it has confirmed what it wrote."""
+    def ask_to_end(self) -> None:
+        """Ask the listener to end, and return at once."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+
+    def stop(self, limit_s: float) -> None:
+        """Ask the listener to end, and wait until it has confirmed what it wrote; kill it after `limit_s`."""
         process = self._process
         if process is None:
             return
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        process.wait()
+        self.ask_to_end()
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            process.wait()
+
+    def kill(self) -> None:
+        """End the listener at once: it goes on from its position, wherever that is."""
+        if self._process is not None and self.is_alive:
+            self._log.warning("listener_killed", path="listen")
+            with suppress(ProcessLookupError):
+                self._process.kill()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ import httpx
 import pytest
 from psycopg.rows import dict_row
 
+from replicator.serve.launcher import Launcher
+from replicator.serve.record import Order
+from replicator.settings import load_settings
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.serving import Serving, write_config
@@ -122,6 +127,51 @@ def test_a_night_that_is_cut_off_is_taken_up_again_by_the_next_process(pair: Pai
             lambda: [night for night in read_nights(pair) if night["completed_at"]], 60, what="the night has run"
         )
     assert (night["exit_code"], night["attempts"]) == (0, 2)
+
+
+@pytest.mark.parametrize("is_asked_twice", [False, True])
+def test_a_run_that_does_not_end_is_killed_with_the_process_that_started_it(
+    pair: Pair, is_asked_twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a limit, which is shortened here, and by a second signal at once."""
+    # The runs take our environment, which holds settings of the tests.
+    for name in [name for name in os.environ if name.startswith("REPLICATOR_")]:
+        monkeypatch.delenv(name)
+    make_source(pair)
+    write_config(pair, logs={"dir": ""})
+    pair.run("sync")
+    pair.target.execute("begin; lock table t")
+    if is_asked_twice:
+        with Serving(pair).wait_ready() as serving:
+            execution = serving.api.post("/runs", json={"full": True}).json()["execution_id"]
+            wait_until(lambda: pair.control_rows(status="running"), 30, what="the run began")
+            child = find_process(execution)
+            os.kill(child, signal.SIGSTOP)
+            serving.running.send(signal.SIGTERM)
+            wait_until(lambda: "serve_draining" in serving.running.stderr, 30, what="it drains")
+            serving.running.send(signal.SIGTERM)
+            finished = serving.running.wait(30, check=0)
+        assert "run_killed" in finished.stderr
+    else:
+        config = pair.dir / "replicator.toml"
+        launcher = Launcher(load_settings(config), pair.target_dsn, config)
+        order = Order("sync", "api", full=True)
+        launcher.start(order)
+        wait_until(lambda: pair.control_rows(status="running"), 30, what="the run began")
+        child = find_process(str(order.execution_id))
+        os.kill(child, signal.SIGSTOP)
+        launcher.drain(limit_s=0.5)
+        assert launcher.list_alive() == []
+    assert not Path(f"/proc/{child}").exists()
+
+
+def find_process(execution_id: str) -> int:
+    """Return the process of a run."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if execution_id.encode() in path.read_bytes():
+                return int(path.parent.name)
+    raise AssertionError("the run has no process")
 
 
 def test_with_listen_the_listener_is_kept_running(streamed: Pair) -> None:
