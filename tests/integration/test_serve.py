@@ -19,6 +19,7 @@ from replicator.settings import load_settings
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.serving import Serving, write_config
+from tests.streaming import catch_up
 from tests.wait import wait_until
 
 
@@ -184,6 +185,22 @@ def test_with_listen_the_listener_is_kept_running(streamed: Pair) -> None:
         assert serving.api.get("/status").json()["slot"]["active"] is True
         serving.running.send(signal.SIGTERM)
         serving.running.wait(check=0)
+
+
+def test_a_listener_that_holds_its_lock_and_does_not_stream_is_not_ready(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    write_config(streamed)
+    catch_up(streamed)
+    with streamed.target_server.connect(streamed.target_db) as frozen:
+        frozen.execute("select pg_advisory_lock(hashtextextended('replicator/replicator/default/listener', 7264811))")
+        with Serving(streamed, "--listen") as serving:
+            told = serving.web.get("/readyz")
+            assert (told.status_code, told.json()["reasons"]) == (503, ["the listener does not stream"])
+            streamed.target.execute("update replicator.listener set fresh_at = fresh_at + interval '1 second'")
+            assert serving.web.get("/readyz").status_code == 200
+            streamed.target.execute("update replicator.listener set epoch = epoch + 1")
+            assert serving.web.get("/readyz").status_code == 503
 
 
 def test_only_whom_the_contract_names_gets_in(pair: Pair) -> None:
