@@ -176,6 +176,23 @@ def test_a_run_that_was_killed_is_noticed_while_its_rows_still_say_running(pair:
     assert [kind for kind, _, _ in webhook.notices] == ["failure", "success"], "somebody holds the run's lock"
 
 
+def test_a_night_that_was_cut_off_is_told_only_if_nobody_takes_it_up_again(pair: Pair, webhook: Webhook) -> None:
+    pair.source.execute("create table t (id int primary key)")
+    pair.grant()
+    configure(pair, webhook.address, tables=["public.t"])
+    pair.run("sync", "--triggered-by", "scheduler")
+    pair.target.execute(
+        "update replicator.etl_control set status = 'failed', error_code = 'interrupted', error_message = 'stopped';"
+        "insert into replicator.started_run (execution_id, pipeline, command, triggered_by, scheduled_for)"
+        " select execution_id, 'default', 'sync', 'scheduler', now() from replicator.etl_control"
+    )
+    watch(pair).check(is_final=True)
+    assert webhook.notices == []
+    pair.target.execute("update replicator.started_run set completed_at = now(), exit_code = 1")
+    watch(pair).check(is_final=True)
+    assert [title for _, title, _ in webhook.notices] == ["replicator default: public.t: failed"]
+
+
 def test_rows_in_quarantine_and_a_lost_slot_are_told(streamed: Pair, webhook: Webhook) -> None:
     streamed.source.execute("create table t (id int primary key, n int)")
     streamed.publish()
