@@ -111,7 +111,10 @@ class StartedRuns:
         )
 
     def close_asked(self, alive: Iterable[UUID], commands: Sequence[Command], grace_s: float) -> None:
-        """Note that runs which were asked for ended without a word, but for those alive or younger than `grace_s`."""
+        """Note the end of runs that were asked for, but for those alive or younger than `grace_s`.
+
+        Their batches tell how it went, as far as those have an end; the others ended without a word.
+        """
         self._execute(
             "close_asked",
             alive=[str(one) for one in alive],

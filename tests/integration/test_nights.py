@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -52,6 +53,35 @@ def read_nights(pair: Pair) -> list[str]:
     rows = pair.target.execute(query).fetchall()
     assert {code for _, code in rows} <= {0}
     return [night.astimezone(UTC).strftime("%Y-%m-%dT%H:%M") for night, _ in rows]
+
+
+def test_a_run_that_outlives_the_process_that_started_it_is_recorded_as_it_ended(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.source.execute("create table t (id int primary key); create table u (id int primary key, n int)")
+    pair.grant()
+    write_config(pair, logs={"dir": ""})
+    for name in [name for name in os.environ if name.startswith("REPLICATOR_")]:
+        monkeypatch.delenv(name)
+    whole, part, silent = (uuid4() for _ in range(3))
+    pair.run("sync", "--execution-id", str(whole))
+    pair.source.execute("insert into u values (1, 1)")
+    pair.as_writer.execute("alter table u add check (n > 1)")
+    pair.run("sync", "--execution-id", str(part), check=6)
+    for execution_id in (whole, part, silent):
+        pair.target.execute(
+            "insert into replicator.started_run (execution_id, pipeline, command, triggered_by, started_at)"
+            " values (%s, 'default', 'sync', 'api', now() - interval '1 minute')",
+            [execution_id],
+        )
+    process = Process(pair, pair.dir / "replicator.toml", Clock("2026-10-24T00:00"))
+    process.tick()
+    process.close()
+    query = "select execution_id, exit_code, error_message from replicator.started_run where scheduled_for is null"
+    found = {execution_id: (code, message) for execution_id, code, message in pair.target.execute(query).fetchall()}
+    assert found[whole] == (0, None)
+    assert found[part] == (6, pair.control_rows(status="failed")[0]["error_message"])
+    assert (found[silent][0], "without a word" in found[silent][1]) == (1, True)
 
 
 @pytest.mark.hazard("O6")
