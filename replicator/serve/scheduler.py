@@ -12,7 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
+import psycopg
+
 from replicator.apply.control import Control
+from replicator.apply.stream_control import StreamControl
 from replicator.db import connect, translated
 from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, ReplicatorError
 from replicator.log import get_logger
@@ -100,6 +103,19 @@ class Scheduler:
             raise
         finally:
             self._on_tick(self.leads)
+
+    def is_held(self, lock: str) -> bool | None:
+        """Say whether some session holds a lock of the pipeline; None where the target cannot be asked now.
+
+        For `on_tick`: the session is that of the scheduler's thread.
+        """
+        if self._control is None:
+            return None
+        control = self._control
+        try:
+            return StreamControl(control.connection, control.schema, control.pipeline).is_held(lock)
+        except psycopg.Error:
+            return None
 
     def close(self) -> None:
         """Give the lead back."""

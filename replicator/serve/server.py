@@ -53,8 +53,9 @@ def serve(
     heart = Heart()
 
     def on_tick(leads: bool) -> None:
-        if leads and supervisor is not None and not stop.is_set():
-            supervisor.ensure()
+        is_held = None if supervisor is None else scheduler.is_held("listener")
+        if supervisor is not None and is_held is not None and not stop.is_set():
+            supervisor.ensure(is_held=is_held, leads=leads)
         heart.beat()
 
     scheduler = Scheduler(settings, target_conninfo, launcher, on_tick=on_tick)

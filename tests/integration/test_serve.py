@@ -19,7 +19,7 @@ from replicator.settings import load_settings
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.serving import Serving, write_config
-from tests.streaming import catch_up
+from tests.streaming import catch_up, wait_for_stream
 from tests.wait import wait_until
 
 
@@ -185,6 +185,27 @@ def test_with_listen_the_listener_is_kept_running(streamed: Pair) -> None:
         assert serving.api.get("/status").json()["slot"]["active"] is True
         serving.running.send(signal.SIGTERM)
         serving.running.wait(check=0)
+
+
+def test_a_listener_is_kept_running_by_whoever_serves_once_no_other_runs(streamed: Pair) -> None:
+    """Another's is left alone, told once, and followed by one of our own, whoever leads the schedule."""
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    write_config(streamed)
+    other = streamed.popen("listen")
+    wait_for_stream(other)
+    with streamed.target_server.connect(streamed.target_db) as leader:
+        leader.execute("select pg_advisory_lock(hashtextextended('replicator/replicator/default/serve', 7264811))")
+        with Serving(streamed, "--listen").wait_ready() as serving:
+            log = serving.running
+            wait_until(lambda: "listener_elsewhere" in log.stderr, 30, what="the other listener is told")
+            assert "listener_launched" not in log.stderr
+            other.kill()
+            wait_until(lambda: "listener_launched" in log.stderr, 30, what="a listener of its own")
+            streamed.source.execute("insert into t values (1)")
+            wait_until(lambda: streamed.target.execute("select from t").rowcount == 1, 40, what="the row arrived")
+        assert log.stderr.count("listener_elsewhere") == 1
+        assert "schedule_led" not in log.stderr
 
 
 def test_a_listener_that_holds_its_lock_and_does_not_stream_is_not_ready(streamed: Pair) -> None:
