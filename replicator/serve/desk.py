@@ -10,7 +10,7 @@ from replicator.db import closing, connect, translated
 from replicator.errors import LockHeldError, UsageError
 from replicator.inventory import read_table_argument
 from replicator.serve.launcher import Launcher
-from replicator.serve.record import Command, Order, StartedRuns
+from replicator.serve.record import GRACE_S, Command, Order, StartedRuns
 from replicator.settings import Settings
 
 _WRITING: tuple[Command, ...] = ("sync", "resync")
@@ -39,9 +39,10 @@ class Desk:
                 with translated("target"):
                     control.migrate()
                     runs = StartedRuns(control)
-                    if command in _WRITING and runs.is_run_locked():
+                    if command not in _WRITING:
+                        runs.start(order)
+                    elif not runs.start_alone(order, GRACE_S):
                         raise _busy()
-                    runs.start(order)
             self._launcher.start(order)
         return order
 

@@ -21,15 +21,12 @@ from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, ReplicatorErro
 from replicator.log import get_logger
 from replicator.patience import Patience
 from replicator.schedule import Schedule
-from replicator.serve.record import OpenNight, Order, Outcome, StartedRuns
+from replicator.serve.record import GRACE_S, OpenNight, Order, Outcome, StartedRuns
 from replicator.settings import Settings
 
 LEADER_LOCK = "serve"
 MOST_ATTEMPTS = 5
 """How often a night is taken up again that was cut off: one that kills its process would do so for ever."""
-
-GRACE_S = 30.0
-"""How long a run whose process is not ours may take to show itself, by its lock or by a row of `etl_control`."""
 
 _VERIFY_GRACE_S = 86400.0
 _PAUSE_S = 2.0

@@ -19,6 +19,12 @@ values (:'execution_id'::uuid, :'pipeline', :'command', :'triggered_by', :'sched
 on conflict (pipeline, scheduled_for) do nothing
 returning execution_id;
 
+-- name: starting
+-- A run that writes and that somebody has started just now.
+select from :"control".started_run
+where pipeline = :'pipeline' and command in ('sync', 'resync') and completed_at is null
+  and started_at > clock_timestamp() - make_interval(secs => :'grace_seconds'::float8) limit 1;
+
 -- name: open_night
 -- The newest scheduled run without an end, and how its tables stand.
 select r.execution_id, r.scheduled_for, r.attempts,
