@@ -43,6 +43,8 @@ def serve(
     """
     import uvicorn
 
+    from replicator.serve.connection import HttpConnection
+
     host = settings.serve.host
     token = read_token(settings.serve.token_file, host)
     listening = _bind(host, settings.serve.port)
@@ -79,6 +81,8 @@ def serve(
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_S,
+            http=HttpConnection,
+            ws="none",
             h11_max_incomplete_event_size=64 * 1024,
         )
     )
