@@ -145,8 +145,8 @@ class RunRequest(TablesRequest):
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     texts = {400: "Malformed, or a foreign Host.", 401: "Token missing or wrong.", 404: "There is none.",
-             409: "A run is under way.", 422: "Something in the request is none.", 500: "A fault.",
-             503: "The target does not answer."}  # fmt: skip
+             409: "A run is under way.", 413: "The body is too long.", 422: "Something in the request is none.",
+             500: "A fault.", 503: "The target does not answer."}  # fmt: skip
     return {status: {"description": texts[status], "content": content} for status in (400, 401, *statuses, 500, 503)}
 
 
@@ -197,7 +197,7 @@ def _add_actions(router: APIRouter, service: Service) -> None:
         where = {"Location": f"{PREFIX}/runs/{order.execution_id}"}
         return answer({"execution_id": order.execution_id}, 202, where)
 
-    options: dict[str, Any] = {"status_code": 202, "response_model": Accepted, "responses": _problems(409, 422)}
+    options: dict[str, Any] = {"status_code": 202, "response_model": Accepted, "responses": _problems(409, 413, 422)}
 
     @router.post("/runs", operation_id="start_run", **options)
     def start_run(request: RunRequest) -> Response:

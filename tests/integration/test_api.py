@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,6 +84,26 @@ def test_every_error_is_a_problem_document(serving: Serving) -> None:
         assert problem["status"] == answer.status_code
         assert problem["title"]
         assert problem["type"]
+
+
+def test_a_body_that_is_too_long_is_refused_unread(serving: Serving) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(600):
+            yield b" " * 1024
+
+    address = (httpx.URL(serving.url).host, httpx.URL(serving.url).port or 0)
+    head = (
+        f"POST /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {serving.token}\r\n"
+        "Content-Length: 300000000\r\n\r\n"
+    )
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    assert b"urn:replicator:error:body_too_long" in answer
+    chunked = serving.api.post("/runs", content=endless(), headers={"Content-Type": "application/json"})
+    assert (chunked.status_code, chunked.headers["content-type"]) == (413, "application/problem+json")
+    assert serving.api.post("/runs", content=b" " * 500_000).status_code == 422
 
 
 def test_status_is_what_the_command_prints(serving: Serving) -> None:
