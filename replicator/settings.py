@@ -104,10 +104,14 @@ class ScheduleSettings(Section):
 
         from cronsim import CronSim, CronSimError
 
+        problem = "should be five cron fields (minute hour day month weekday), like 0 3 * * *"
+        # With a sixth it would count seconds first, and run every hour what was meant for the night.
+        if len(value.split()) != 5:
+            raise ValueError(problem)
         try:
             CronSim(value, datetime.now(UTC))
         except CronSimError:
-            raise ValueError("should be five cron fields (minute hour day month weekday), like 0 3 * * *") from None
+            raise ValueError(problem) from None
         return value
 
     @field_validator("timezone")

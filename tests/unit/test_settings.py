@@ -244,6 +244,13 @@ def test_all_problems_come_in_one_message_and_none_with_its_value(
         assert f"\n  - {key}" in message
 
 
+@pytest.mark.parametrize("cron", ["0 3 * * * *", "0 3 * *", "@daily", "0 25 * * *", ""])
+def test_a_cron_has_five_fields_that_say_when(tmp_path: Path, cron: str) -> None:
+    """A sixth would count seconds first, and 0 3 * * * * run every hour."""
+    write_config(tmp_path, f'[schedule]\ncron = "{cron}"')
+    assert "schedule.cron" in fail_to_load(tmp_path)
+
+
 def test_no_secret_shows_in_repr_or_in_a_validation_error() -> None:
     settings = Settings.model_validate({"source": {"dsn": f"password={SECRET}"}, "target": {"dsn": SECRET}})
     assert SECRET not in f"{settings!r} {settings} {settings.model_dump_json()}"
