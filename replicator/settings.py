@@ -208,6 +208,23 @@ class LogSettings(Section):
     retention_days: Days = Field(default=30, description="Days that log files are kept.")
     ship_url: OptionalSecret = Field(default=None, description="OTLP/HTTP logs endpoint; needs the extra otel.")
 
+    @field_validator("ship_url")
+    @classmethod
+    def _check_ship_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_http_url(value.get_secret_value()):
+            raise ValueError("should be an address like http://host:4318/v1/logs, with http or https")
+        return value
+
+
+def _is_http_url(text: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and text.isprintable()
+    except ValueError:
+        return False
+
 
 class Settings(Section):
     """The whole configuration of one pipeline."""
