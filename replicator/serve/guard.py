@@ -73,6 +73,11 @@ def read_token(path: Path | None, host: str) -> str | None:
     return token
 
 
+def token_is_exposed(path: Path | None) -> bool:
+    """Say whether others than owner and group of the token file may read or write it; False when there is none."""
+    return path is not None and path.exists() and bool(path.stat().st_mode & 0o006)
+
+
 def is_loopback(host: str) -> bool:
     """Say whether only this machine reaches what is bound to `host`."""
     try:

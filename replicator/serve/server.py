@@ -16,7 +16,7 @@ from replicator.log import get_logger
 from replicator.notify import Heart, notify_ready, notify_stopping
 from replicator.serve.app import build_app
 from replicator.serve.desk import Desk
-from replicator.serve.guard import read_token
+from replicator.serve.guard import read_token, token_is_exposed
 from replicator.serve.launcher import DRAIN_S, Launcher
 from replicator.serve.scheduler import Scheduler
 from replicator.serve.service import Service
@@ -49,6 +49,10 @@ def serve(
     token = read_token(settings.serve.token_file, host)
     listening = _bind(host, settings.serve.port)
     log = get_logger()
+    if token_is_exposed(settings.serve.token_file):
+        log.warning(
+            "token_file_exposed", file=str(settings.serve.token_file), mend="chmod 600 it, and make a new token"
+        )
     launcher = Launcher(settings, target_conninfo, config)
     supervisor = Supervisor(config) if listens else None
 

@@ -255,8 +255,10 @@ def test_beyond_loopback_every_page_needs_the_token_and_without_a_file_nothing_s
     assert "token_missing" in refused.stderr
     (pair.dir / "api.token").write_text("short")
     assert "token_weak" in pair.run("serve", check=3).stderr
-    (pair.dir / "api.token").unlink()
+    (pair.dir / "api.token").write_text("x" * 32)
+    (pair.dir / "api.token").chmod(0o644)
     serving = Serving(pair)
+    assert "token_file_exposed" in serving.running.stderr
     port = httpx.URL(serving.url).port
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as web:
         wait_until(lambda: web.get("/readyz").status_code == 200, what="serve is ready")
