@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Match
 
 from replicator import __version__
 from replicator.errors import ReplicatorError, UsageError, unexpected
@@ -250,12 +252,26 @@ async def tell_bug(_request: Request, error: Exception) -> Response:
     return describe_problem(found)
 
 
-async def tell_status(_request: Request, error: Exception) -> Response:
+async def tell_status(request: Request, error: Exception) -> Response:
     """Answer with the problem document of a status that the framework chose."""
     assert isinstance(error, HTTPException)
     told = problem(error.status_code, str(error.detail))
     told.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names those of the first route of this path alone.
+        told.headers["Allow"] = ", ".join(sorted(_list_methods(request)))
     return told
+
+
+def _list_methods(request: Request) -> set[str]:
+    """Return what may be asked of a path."""
+
+    def is_allowed(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    methods = {method for method in ("GET", "POST") if is_allowed(method)}
+    return methods | ({"HEAD"} if "GET" in methods else set())
 
 
 async def tell_misuse(_request: Request, error: Exception) -> Response:

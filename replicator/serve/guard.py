@@ -170,6 +170,9 @@ class Guard:
                 refusal.headers["Connection"] = "close"
             else:
                 receive = _replay(body, receive)
+        if scope["method"] == "HEAD":
+            # Answered as GET is; the server keeps the body to itself.
+            scope = {**scope, "method": "GET"}
         await (refusal or self.app)(scope, receive, _with_headers(send))
 
     def _judge(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Response | None:

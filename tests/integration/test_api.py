@@ -106,6 +106,18 @@ def test_a_body_that_is_too_long_is_refused_unread(serving: Serving) -> None:
     assert serving.api.post("/runs", content=b" " * 500_000).status_code == 422
 
 
+def test_head_is_answered_like_get_and_a_wrong_method_with_all_that_are_right(serving: Serving) -> None:
+    for client, path in ((serving.web, "/"), (serving.web, "/livez"), (serving.web, "/readyz"), (serving.api, "/runs")):
+        told, got = client.head(path), client.get(path)
+        assert (told.status_code, told.content, got.status_code) == (200, b"", 200), path
+        assert told.headers["content-type"] == got.headers["content-type"]
+        assert int(told.headers["content-length"]) > 0
+    assert serving.web.head("/api/v1/runs").status_code == 401
+    for method, path, allowed in (("DELETE", "/runs", "GET, HEAD, POST"), ("GET", "/resync", "POST")):
+        refused = serving.api.request(method, path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+
+
 def test_status_is_what_the_command_prints(serving: Serving) -> None:
     running = {"status": "running"}
     wait_until(lambda: not serving.api.get("/runs", params=running).json()["runs"], 60, what="nothing runs")
