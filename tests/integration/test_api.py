@@ -118,9 +118,21 @@ def test_head_is_answered_like_get_and_a_wrong_method_with_all_that_are_right(se
         assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
 
 
-def test_status_is_what_the_command_prints(serving: Serving) -> None:
+def wait_until_idle(serving: Serving) -> None:
     running = {"status": "running"}
     wait_until(lambda: not serving.api.get("/runs", params=running).json()["runs"], 60, what="nothing runs")
+
+
+def test_a_table_that_is_none_of_the_configuration_s_is_refused_at_once(serving: Serving) -> None:
+    wait_until_idle(serving)
+    for path in ("/runs", "/resync", "/verify"):
+        refused = serving.api.post(path, json={"tables": ["public.t", "public.nothing"]})
+        assert refused.status_code == 422, refused.text
+        assert "public.nothing" in refused.json()["detail"]
+
+
+def test_status_is_what_the_command_prints(serving: Serving) -> None:
+    wait_until_idle(serving)
     told = serving.api.get("/status").json()
     printed = serving.pair.json("status")
     assert (told["schema"], told["pipeline"], told["slot"]) == (1, printed["pipeline"], printed["slot"])
