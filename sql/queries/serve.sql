@@ -138,7 +138,7 @@ with lock as (
     from lock cross join batch b left join :"control".started_run r using (execution_id)
     union all
     select r.execution_id, r.command, r.triggered_by, r.started_at, r.completed_at,
-           cardinality(r.tables), 0, 0, 0, 0, 0,
+           greatest(cardinality(r.tables), jsonb_array_length(r.verdicts)), 0, 0, jsonb_array_length(r.verdicts), 0, 0,
            case when r.completed_at is null then 'running' when r.exit_code = 0 then 'success' when r.exit_code = 6 then 'partial'
                 when r.exit_code = 7 then 'different' else 'failed' end,
            r.scheduled_for, r.exit_code, r.verdicts, r.error_message, r.error_mend

@@ -63,6 +63,7 @@ def test_a_run_that_is_asked_for_is_told_to_its_end_and_copies_the_table(pair: P
         pair.target.execute("delete from t where id = 1")
         looked = serving.wait_for_run(serving.api.post("/verify", json={}).json()["execution_id"])
         assert (looked["run"]["status"], looked["verdicts"][0]["missing"]) == ("different", 1)
+        assert (looked["run"]["tables"], looked["run"]["tables_done"]) == (1, 1)
         again = serving.wait_for_run(serving.api.post("/resync", json={}).json()["execution_id"])
         assert (again["run"]["path"], again["run"]["status"]) == ("resync", "success")
         pair.assert_equal("public.t")
