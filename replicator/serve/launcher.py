@@ -29,7 +29,7 @@ from replicator.patience import Patience
 from replicator.serve.record import Order, Outcome, StartedRuns
 from replicator.settings import Settings
 
-DRAIN_S = 60.0
+DRAIN_S = 40.0
 """How long a run that was asked to end may take: a table under way is finished or undone within."""
 
 _RECORD_S = 15.0

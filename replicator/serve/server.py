@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,11 +105,12 @@ def serve(
         with _killing_on_signal(*([launcher] if supervisor is None else [launcher, supervisor])):
             # It may be in the middle of a question to a target that is away.
             thread.join(_GRACE_S)
+            since = time.monotonic()
             if supervisor is not None:
                 supervisor.ask_to_end()
             launcher.drain()
             if supervisor is not None:
-                supervisor.stop(DRAIN_S)
+                supervisor.stop(max(1.0, DRAIN_S - (time.monotonic() - since)))
         views.close()
         log.info("serve_ended")
 
