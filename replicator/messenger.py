@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import apprise
 
 TIME_LIMIT_S = 20.0
+_NOBODY = logging.NullHandler()
 
 _MEANINGS = (
     (r"Connection refused", "the connection was refused"),
@@ -91,8 +92,11 @@ def _make_sender(url: str) -> apprise.Apprise | None:
     """Return what sends to an address; None for one that Apprise cannot read."""
     import apprise
 
-    # Why a connection failed is said at this level alone; what listens to the root of all logs hears none of it.
-    logging.getLogger(apprise.LOGGER_NAME).setLevel(logging.DEBUG)
+    # Why a connection failed is said at this level alone, and to nobody but us.
+    logger = logging.getLogger(apprise.LOGGER_NAME)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.addHandler(_NOBODY)
     with suppress(Exception):
         asset = apprise.AppriseAsset(app_id="replicator", app_desc="replicator", app_url="", async_mode=False)
         sender = apprise.Apprise(asset=asset, log_level=logging.DEBUG)
