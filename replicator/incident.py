@@ -224,7 +224,7 @@ def _find_listener(sight: Sight, listener: ListenerSight, open_kinds: set[str]) 
     elif listener.is_copied and listener.fresh_at is not None:
         limit = LAG_OVER if Kind.LAG in open_kinds else LAG
         if sight.now - listener.fresh_at > limit:
-            yield Incident(Kind.LAG, "lag", f"what was committed in the last {in_words(limit)} is not in the target")
+            yield Incident(Kind.LAG, "lag", f"it was more than {in_words(LAG)} behind the source")
 
 
 def _find_slot(slot: SlotSight, open_kinds: set[str]) -> Iterable[Incident]:
@@ -336,6 +336,8 @@ def _clean(text: str) -> str:
 
 
 def in_words(span: timedelta) -> str:
-    """Return a span as people say it, in hours or minutes."""
-    hours = span.total_seconds() / 3600
-    return f"{hours:.0f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes"
+    """Return a span as people say it, in hours, minutes or seconds."""
+    seconds = span.total_seconds()
+    if seconds >= 7200:
+        return f"{seconds / 3600:.0f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import date, datetime, timedelta
@@ -226,12 +227,30 @@ def plain_value(value: object) -> Any:
     return f"<{type(value).__qualname__}>"
 
 
+_LIBRARY_PAUSE_S = 60.0
+
+
 class LibraryHandler(logging.Handler):
-    """Tells that a library warned, and where; its message may carry anything."""
+    """Tells that a library warned, and where; its message may carry anything. A line is told once a minute at most."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._told: dict[tuple[str, str, int], tuple[float, int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log `library_warned` with the library's logger and line, without the message."""
-        fields = error_fields(record.exc_info[1]) if record.exc_info and record.exc_info[1] else {}
+        """Log `library_warned` with the library's logger and line, without the message.
+
+        repeated: how often it warned there since it was last told.
+        """
+        place = (record.name, record.module, record.lineno)
+        told_at, repeated = self._told.get(place, (float("-inf"), 0))
+        now = time.monotonic()
+        if now - told_at < _LIBRARY_PAUSE_S:
+            self._told[place] = (told_at, repeated + 1)
+            return
+        self._told[place] = (now, 0)
+        fields: dict[str, object] = {"repeated": repeated} if repeated else {}
+        fields |= error_fields(record.exc_info[1]) if record.exc_info and record.exc_info[1] else {}
         tell = get_logger().error if record.levelno >= logging.ERROR else get_logger().warning
         tell("library_warned", logger=record.name, line=f"{record.module}:{record.lineno}", **fields)
 

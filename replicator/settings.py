@@ -104,10 +104,14 @@ class ScheduleSettings(Section):
 
         from cronsim import CronSim, CronSimError
 
+        problem = "should be five cron fields (minute hour day month weekday), like 0 3 * * *"
+        # With a sixth it would count seconds first, and run every hour what was meant for the night.
+        if len(value.split()) != 5:
+            raise ValueError(problem)
         try:
             CronSim(value, datetime.now(UTC))
         except CronSimError:
-            raise ValueError("should be five cron fields (minute hour day month weekday), like 0 3 * * *") from None
+            raise ValueError(problem) from None
         return value
 
     @field_validator("timezone")
@@ -203,6 +207,23 @@ class LogSettings(Section):
     )
     retention_days: Days = Field(default=30, description="Days that log files are kept.")
     ship_url: OptionalSecret = Field(default=None, description="OTLP/HTTP logs endpoint; needs the extra otel.")
+
+    @field_validator("ship_url")
+    @classmethod
+    def _check_ship_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_http_url(value.get_secret_value()):
+            raise ValueError("should be an address like http://host:4318/v1/logs, with http or https")
+        return value
+
+
+def _is_http_url(text: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and text.isprintable()
+    except ValueError:
+        return False
 
 
 class Settings(Section):

@@ -21,13 +21,16 @@ def send_test(config: Path | None, *, as_json: bool) -> int:
             why="a test alert has nowhere to go",
             mend='put an Apprise URL into .env: REPLICATOR_ALERTS__URLS=["mailto://user:password@mail.example"]',
         )
+    messenger.check()
     notice = Notice(
         f"replicator {settings.pipeline}: test", "This is a test: alerts of this pipeline arrive here.", True
     )
     results = messenger.send_each(notice)
     if as_json:
-        print_json({"addresses": [{"address": name, "sent": is_sent} for name, is_sent in results]})
+        print_json(
+            {"addresses": [{"address": name, "sent": not problem, "reason": problem} for name, problem in results]}
+        )
     else:
-        for name, is_sent in results:
-            print(f"address {name}: {'sent' if is_sent else 'failed'}")
-    return EXIT_OK if all(is_sent for _, is_sent in results) else EXIT_FAILED
+        for name, problem in results:
+            print(f"address {name}: {'sent' if problem is None else f'failed: {problem}'}")
+    return EXIT_OK if all(problem is None for _, problem in results) else EXIT_FAILED

@@ -12,6 +12,7 @@ from replicator.apply.stream_control import ListenerState, StreamControl, Stream
 from replicator.cli.output import print_json, print_table
 from replicator.cli.session import open_control, open_settings
 from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, PreflightError, ReplicatorError
+from replicator.incident import in_words
 from replicator.inventory import read_table_argument
 from replicator.settings import Settings, target_dsn
 
@@ -196,7 +197,7 @@ def find_reasons(control: Control, settings: Settings) -> list[str]:
         if table not in successes:
             reasons.append(f"{table}: never synced")
         elif successes[table] < oldest and table not in streamed:
-            reasons.append(f"{table}: no success for {_in_words(datetime.now(UTC) - successes[table])}")
+            reasons.append(f"{table}: no success for {in_words(datetime.now(UTC) - successes[table])}")
     if has_stream and (waiting := len(streams.read_quarantine())):
         reasons.append(f"{waiting} rows in quarantine")
     return reasons + (_find_stream_reasons(streams, settings) if has_stream else [])
@@ -215,13 +216,8 @@ def _find_stream_reasons(streams: StreamControl, settings: Settings) -> list[str
     if state.position is None:
         reasons.append("the listener's copy is not complete")
     elif state.fresh_at is not None and datetime.now(UTC) - state.fresh_at > _LISTENER_LAG:
-        reasons.append(f"the listener is {_in_words(datetime.now(UTC) - state.fresh_at)} behind")
+        reasons.append(f"the listener is {in_words(datetime.now(UTC) - state.fresh_at)} behind")
     slot = _look_at_slot(settings)
     if slot["wal_status"] not in ("reserved", "extended"):
         reasons.append(f"slot {slot['name']}: {slot['wal_status']}")
     return reasons
-
-
-def _in_words(span: timedelta) -> str:
-    hours = span.total_seconds() / 3600
-    return f"{hours:.0f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes"

@@ -80,7 +80,10 @@ def alarm_beside(settings: Settings, conninfo: str) -> Iterator[None]:
         yield
         return
     from replicator.alerts import Alarm
+    from replicator.messenger import Messenger
 
+    # Here, and not wherever settings are read: it takes a third of a second.
+    Messenger(settings.alerts.urls).check()
     ended = threading.Event()
     thread = threading.Thread(target=Alarm(settings, conninfo).watch, args=(ended,), name="alarm", daemon=True)
     thread.start()

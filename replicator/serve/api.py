@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Match
 
 from replicator import __version__
 from replicator.errors import ReplicatorError, UsageError, unexpected
@@ -145,8 +147,8 @@ class RunRequest(TablesRequest):
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     texts = {400: "Malformed, or a foreign Host.", 401: "Token missing or wrong.", 404: "There is none.",
-             409: "A run is under way.", 422: "Something in the request is none.", 500: "A fault.",
-             503: "The target does not answer."}  # fmt: skip
+             409: "A run is under way.", 413: "The body is too long.", 422: "Something in the request is none.",
+             500: "A fault.", 503: "The target does not answer."}  # fmt: skip
     return {status: {"description": texts[status], "content": content} for status in (400, 401, *statuses, 500, 503)}
 
 
@@ -197,7 +199,7 @@ def _add_actions(router: APIRouter, service: Service) -> None:
         where = {"Location": f"{PREFIX}/runs/{order.execution_id}"}
         return answer({"execution_id": order.execution_id}, 202, where)
 
-    options: dict[str, Any] = {"status_code": 202, "response_model": Accepted, "responses": _problems(409, 422)}
+    options: dict[str, Any] = {"status_code": 202, "response_model": Accepted, "responses": _problems(409, 413, 422)}
 
     @router.post("/runs", operation_id="start_run", **options)
     def start_run(request: RunRequest) -> Response:
@@ -250,12 +252,26 @@ async def tell_bug(_request: Request, error: Exception) -> Response:
     return describe_problem(found)
 
 
-async def tell_status(_request: Request, error: Exception) -> Response:
+async def tell_status(request: Request, error: Exception) -> Response:
     """Answer with the problem document of a status that the framework chose."""
     assert isinstance(error, HTTPException)
     told = problem(error.status_code, str(error.detail))
     told.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names those of the first route of this path alone.
+        told.headers["Allow"] = ", ".join(sorted(_list_methods(request)))
     return told
+
+
+def _list_methods(request: Request) -> set[str]:
+    """Return what may be asked of a path."""
+
+    def is_allowed(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    methods = {method for method in ("GET", "POST") if is_allowed(method)}
+    return methods | ({"HEAD"} if "GET" in methods else set())
 
 
 async def tell_misuse(_request: Request, error: Exception) -> Response:

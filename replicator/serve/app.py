@@ -19,7 +19,7 @@ from replicator.serve.page import Pages
 from replicator.serve.service import Service
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_IDLE_S = 30.0
+_REFUSALS = {400: "host_refused", 401: "unauthorized", 413: "body_too_long"}
 
 
 def build_app(service: Service, token: str | None, host: str) -> ASGIApp:
@@ -40,7 +40,7 @@ def build_app(service: Service, token: str | None, host: str) -> ASGIApp:
     def refuse(status: int, path: str, reason: str) -> Response:
         if status == 401 and pages.is_page(path):
             return pages.ask_token()
-        return problem(status, reason, id="unauthorized" if status == 401 else "host_refused")
+        return problem(status, reason, id=_REFUSALS[status])
 
     return Guard(app, token=Token(token), hosts=Hosts(host), pages_need_token=not is_loopback(host), refuse=refuse)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from replicator.apply.control import Control
+from replicator.apply.control import Control, list_landed
 from replicator.db import closing, connect, translated
-from replicator.errors import LockHeldError, UsageError
-from replicator.inventory import read_table_argument
+from replicator.errors import LockHeldError, ReplicatorError, UsageError
+from replicator.inventory import read_table_argument, take_inventory
+from replicator.preparation import open_access
+from replicator.relation import TABLE
+from replicator.selection import parse_table_name, select_entry
 from replicator.serve.launcher import Launcher
-from replicator.serve.record import Command, Order, StartedRuns
+from replicator.serve.record import GRACE_S, Command, Order, StartedRuns
 from replicator.settings import Settings
 
 _WRITING: tuple[Command, ...] = ("sync", "resync")
@@ -32,18 +36,46 @@ class Desk:
         does not answer.
         """
         order = Order(command, "api", read_names(tables), full)
+        self._check_free(command)
+        self._check_tables(order.tables)
         with self._mutex:
             self._check_free(command)
-            with closing(connect(self._target_conninfo, side="target", timeout_s=_CONNECT_S)) as connection:
-                control = Control(connection, self._settings.target.control_schema, self._settings.pipeline)
-                with translated("target"):
-                    control.migrate()
-                    runs = StartedRuns(control)
-                    if command in _WRITING and runs.is_run_locked():
-                        raise _busy()
+            with self._open_control() as control, translated("target"):
+                runs = StartedRuns(control)
+                if command not in _WRITING:
                     runs.start(order)
+                elif not runs.start_alone(order, GRACE_S):
+                    raise _busy()
             self._launcher.start(order)
         return order
+
+    @contextmanager
+    def _open_control(self) -> Iterator[Control]:
+        with closing(connect(self._target_conninfo, side="target", timeout_s=_CONNECT_S)) as connection:
+            control = Control(connection, self._settings.target.control_schema, self._settings.pipeline)
+            with translated("target"):
+                control.migrate()
+            yield control
+
+    def _check_tables(self, tables: Sequence[str]) -> None:
+        """Raise UsageError for a name that is no table of this configuration, as far as source or target can tell."""
+        if not tables:
+            return
+        with self._open_control() as control, translated("target"):
+            known = set(list_landed(control.read_records()))
+        if all(table in known and self._is_selected(table) for table in tables):
+            return
+        try:
+            with closing(open_access(self._settings).open(first=True)) as connection, translated("source"):
+                take_inventory(connection, self._settings, tables)
+        except UsageError:
+            raise
+        except ReplicatorError:
+            # The run itself tells what is wrong with the source, or with the configuration.
+            return
+
+    def _is_selected(self, table: str) -> bool:
+        return select_entry(self._settings.entries, *parse_table_name(table), TABLE) is not None
 
     def _check_free(self, command: Command) -> None:
         if self._launcher.is_draining:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 LEAST_TOKEN_LENGTH = 32
 """Characters: 128 bits in hexadecimal."""
 
+MOST_BODY_BYTES = 512 * 1024
+"""Of a request: the longest that means anything names a thousand tables."""
+
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _STATIC = "/static/"
 _READING = frozenset({"GET", "HEAD"})
@@ -68,6 +71,11 @@ def read_token(path: Path | None, host: str) -> str | None:
             id="token_weak",
         )
     return token
+
+
+def token_is_exposed(path: Path | None) -> bool:
+    """Say whether others than owner and group of the token file may read or write it; False when there is none."""
+    return path is not None and path.exists() and bool(path.stat().st_mode & 0o006)
 
 
 def is_loopback(host: str) -> bool:
@@ -154,6 +162,17 @@ class Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         refusal = self._judge(scope["method"], scope["path"], headers)
+        if refusal is None:
+            body = await _read_body(headers, receive)
+            if body is None:
+                refusal = self._refuse(413, scope["path"], f"a request's body may have {MOST_BODY_BYTES} bytes")
+                # What is still to come is not read.
+                refusal.headers["Connection"] = "close"
+            else:
+                receive = _replay(body, receive)
+        if scope["method"] == "HEAD":
+            # Answered as GET is; the server keeps the body to itself.
+            scope = {**scope, "method": "GET"}
         await (refusal or self.app)(scope, receive, _with_headers(send))
 
     def _judge(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Response | None:
@@ -169,6 +188,32 @@ class Guard:
         if method not in _READING or path == "/api" or path.startswith("/api/"):
             return True
         return self._pages_need_token and path not in _OPEN_PATHS and not path.startswith(_STATIC)
+
+
+async def _read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+    """Return a request's body, or None when it is too long."""
+    length = headers.get(b"content-length", b"0")
+    # HTTP's parser lets nothing but digits through; Python refuses numbers beyond thousands of them.
+    if len(length) > len(str(MOST_BODY_BYTES)) or int(length) > MOST_BODY_BYTES:
+        return None
+    body = b""
+    while len(body) <= MOST_BODY_BYTES:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+    return body if len(body) <= MOST_BODY_BYTES else None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return what gives a body that has been read, and then what comes after it."""
+    rest = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive_again() -> Message:
+        message = next(rest, None)
+        return await receive() if message is None else message
+
+    return receive_again
 
 
 def _with_headers(send: Send) -> Send:

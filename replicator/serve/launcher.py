@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ import psycopg
 
 from replicator.apply.control import Control
 from replicator.db import closing, connect
-from replicator.errors import EXIT_LOCKED, EXIT_OK, PassingError, ReplicatorError
+from replicator.errors import EXIT_LOCKED, EXIT_OK, LockHeldError, PassingError, ReplicatorError
 from replicator.log import get_logger
 from replicator.patience import Patience
 from replicator.serve.record import Order, Outcome, StartedRuns
 from replicator.settings import Settings
 
+DRAIN_S = 40.0
+"""How long a run that was asked to end may take: a table under way is finished or undone within."""
+
+_RECORD_S = 15.0
 _COUNTED = ("missing", "extra", "different", "undecided")
 
 
@@ -64,7 +69,9 @@ class Launcher:
             return any(o.command in commands and p.poll() is None for o, p in self._processes.values())
 
     def start(self, order: Order) -> None:
-        """Start a run. Raises OSError when no process can be made."""
+        """Start a run. Raises LockHeldError once this process is about to end, OSError when no process can be made."""
+        if self.is_draining:
+            raise LockHeldError("this process is about to end", mend="ask again in a moment", id="draining")
         process = subprocess.Popen(
             build_command(self._config, order.command, *_arguments(order)),
             stdin=subprocess.DEVNULL,
@@ -84,8 +91,11 @@ class Launcher:
         )
         thread.start()
 
-    def drain(self) -> None:
-        """Ask the runs to end and wait for them: each table has either landed or is as it was."""
+    def drain(self, limit_s: float = DRAIN_S) -> None:
+        """Ask the runs to end and wait for them: each table has either landed or is as it was.
+
+        A run that still goes on after `limit_s` is killed: what it has not committed is undone by the server.
+        """
         self._draining.set()
         with self._mutex:
             processes = [process for _, process in self._processes.values()]
@@ -93,8 +103,18 @@ class Launcher:
         for process in processes:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join()
+        if not join_all(threads, limit_s):
+            self.kill()
+            join_all(threads, _RECORD_S)
+
+    def kill(self) -> None:
+        """End the runs at once."""
+        with self._mutex:
+            alive = [(order, process) for order, process in self._processes.values() if process.poll() is None]
+        for order, process in alive:
+            self._log.warning("run_killed", run_id=str(order.execution_id), path=order.command)
+            with suppress(ProcessLookupError):
+                process.kill()
 
     def _attend(self, order: Order, process: subprocess.Popen[bytes]) -> None:
         out, _ = process.communicate()
@@ -123,6 +143,14 @@ class Launcher:
                 StartedRuns(control).finish(order.execution_id, outcome)
         except psycopg.OperationalError as error:
             raise PassingError("the connection to the target was lost", why=type(error).__name__) from error
+
+
+def join_all(threads: Collection[threading.Thread], limit_s: float) -> bool:
+    """Wait for threads, for at most `limit_s` in all; say whether they have ended."""
+    end = time.monotonic() + limit_s
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 def _arguments(order: Order) -> Sequence[str]:

@@ -17,6 +17,9 @@ from replicator.statement import statement
 Row = dict[str, Any]
 Command = Literal["sync", "resync", "verify"]
 
+GRACE_S = 30.0
+"""How long a run whose process is not ours may take to show itself, by its lock or by a row of `etl_control`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -88,6 +91,18 @@ class StartedRuns:
         )
         return started.fetchone() is not None
 
+    def start_alone(self, order: Order, grace_s: float) -> bool:
+        """Note a run that writes and is about to start; False when another one is at work, or about to be.
+
+        grace_s: how long a run that was noted may take until it has the run's lock.
+        """
+        with self.control.connection.transaction():
+            key = self.control.lock_key("start")
+            self.control.connection.execute(statement("control.lock_transaction", self.control.schema), {"key": key})
+            if self.is_run_locked() or self._execute("starting", grace_seconds=grace_s).fetchone() is not None:
+                return False
+            return self.start(order)
+
     def read_open_night(self) -> OpenNight | None:
         """Return the newest scheduled run that has no end yet."""
         row = self._execute("open_night").fetchone()
@@ -111,7 +126,10 @@ class StartedRuns:
         )
 
     def close_asked(self, alive: Iterable[UUID], commands: Sequence[Command], grace_s: float) -> None:
-        """Note that runs which were asked for ended without a word, but for those alive or younger than `grace_s`."""
+        """Note the end of runs that were asked for, but for those alive or younger than `grace_s`.
+
+        Their batches tell how it went, as far as those have an end; the others ended without a word.
+        """
         self._execute(
             "close_asked",
             alive=[str(one) for one in alive],

@@ -12,21 +12,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
+import psycopg
+
 from replicator.apply.control import Control
+from replicator.apply.stream_control import StreamControl
 from replicator.db import connect, translated
 from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, ReplicatorError
 from replicator.log import get_logger
 from replicator.patience import Patience
 from replicator.schedule import Schedule
-from replicator.serve.record import OpenNight, Order, Outcome, StartedRuns
+from replicator.serve.record import GRACE_S, OpenNight, Order, Outcome, StartedRuns
 from replicator.settings import Settings
 
 LEADER_LOCK = "serve"
 MOST_ATTEMPTS = 5
 """How often a night is taken up again that was cut off: one that kills its process would do so for ever."""
-
-GRACE_S = 30.0
-"""How long a run whose process is not ours may take to show itself, by its lock or by a row of `etl_control`."""
 
 _VERIFY_GRACE_S = 86400.0
 _PAUSE_S = 2.0
@@ -100,6 +100,19 @@ class Scheduler:
             raise
         finally:
             self._on_tick(self.leads)
+
+    def is_held(self, lock: str) -> bool | None:
+        """Say whether some session holds a lock of the pipeline; None where the target cannot be asked now.
+
+        For `on_tick`: the session is that of the scheduler's thread.
+        """
+        if self._control is None:
+            return None
+        control = self._control
+        try:
+            return StreamControl(control.connection, control.schema, control.pipeline).is_held(lock)
+        except psycopg.Error:
+            return None
 
     def close(self) -> None:
         """Give the lead back."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Protocol
 
 from replicator.errors import ConfigError
 from replicator.log import get_logger
 from replicator.notify import Heart, notify_ready, notify_stopping
 from replicator.serve.app import build_app
 from replicator.serve.desk import Desk
-from replicator.serve.guard import read_token
-from replicator.serve.launcher import Launcher
+from replicator.serve.guard import read_token, token_is_exposed
+from replicator.serve.launcher import DRAIN_S, Launcher
 from replicator.serve.scheduler import Scheduler
 from replicator.serve.service import Service
 from replicator.serve.supervisor import Supervisor
@@ -39,18 +44,25 @@ def serve(
     """
     import uvicorn
 
+    from replicator.serve.connection import HttpConnection
+
     host = settings.serve.host
     token = read_token(settings.serve.token_file, host)
     listening = _bind(host, settings.serve.port)
     log = get_logger()
+    if token_is_exposed(settings.serve.token_file):
+        log.warning(
+            "token_file_exposed", file=str(settings.serve.token_file), mend="chmod 600 it, and make a new token"
+        )
     launcher = Launcher(settings, target_conninfo, config)
     supervisor = Supervisor(config) if listens else None
 
     heart = Heart()
 
     def on_tick(leads: bool) -> None:
-        if leads and supervisor is not None and not stop.is_set():
-            supervisor.ensure()
+        is_held = None if supervisor is None else scheduler.is_held("listener")
+        if supervisor is not None and is_held is not None and not stop.is_set():
+            supervisor.ensure(is_held=is_held, leads=leads)
         heart.beat()
 
     scheduler = Scheduler(settings, target_conninfo, launcher, on_tick=on_tick)
@@ -74,6 +86,8 @@ def serve(
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_S,
+            http=HttpConnection,
+            ws="none",
             h11_max_incomplete_event_size=64 * 1024,
         )
     )
@@ -88,12 +102,38 @@ def serve(
         notify_stopping()
         stop.set()
         log.info("serve_draining", runs=len(launcher.list_alive()))
-        thread.join()
-        if supervisor is not None:
-            supervisor.stop()
-        launcher.drain()
+        with _killing_on_signal(*([launcher] if supervisor is None else [launcher, supervisor])):
+            # It may be in the middle of a question to a target that is away.
+            thread.join(_GRACE_S)
+            since = time.monotonic()
+            if supervisor is not None:
+                supervisor.ask_to_end()
+            launcher.drain()
+            if supervisor is not None:
+                supervisor.stop(max(1.0, DRAIN_S - (time.monotonic() - since)))
         views.close()
         log.info("serve_ended")
+
+
+class _Killable(Protocol):
+    def kill(self) -> None: ...
+
+
+@contextmanager
+def _killing_on_signal(*parts: _Killable) -> Iterator[None]:
+    """Let a second signal end at once what this process has started, so that the process itself may end."""
+
+    def kill(_number: int, _frame: FrameType | None) -> None:
+        # In a thread: a handler that waits for a lock of the code that it interrupts would wait for ever.
+        for part in parts:
+            threading.Thread(target=part.kill, name="kill", daemon=True).start()
+
+    before = {number: signal.signal(number, kill) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from replicator.apply.stream_control import StreamControl
+from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.capture.source_state import read_slot
 from replicator.db import closing, translated
 from replicator.errors import ReplicatorError
 from replicator.observe import describe_pipeline
 from replicator.preparation import open_access
 from replicator.serve.desk import Desk
+from replicator.serve.pulse import Pulse
 from replicator.serve.scheduler import Scheduler
 from replicator.serve.view import View, Views
 from replicator.settings import Settings
@@ -32,6 +34,7 @@ class Service:
     listens: bool
     is_turning: Callable[[], bool]
     views: Views
+    pulse: Pulse = field(default_factory=Pulse)
 
     def view(self) -> AbstractContextManager[View]:
         """Open the control schema for one request."""
@@ -45,11 +48,26 @@ class Service:
                     return []
                 control = view.control
                 streams = StreamControl(control.connection, control.schema, control.pipeline)
-                state = streams.read_state()
-                is_streaming = streams.is_listening() and state is not None and state.position is not None
-                return [] if is_streaming else ["the listener does not stream"]
+                state = streams.read_state() if streams.is_listening() else None
+            return [] if self._is_streaming(state) else ["the listener does not stream"]
         except ReplicatorError as error:
             return [error.what]
+
+    def _is_streaming(self, state: ListenerState | None) -> bool:
+        """Say whether a listener brings changes. state: of one that holds its lock, which a frozen one does too."""
+        if state is None or state.position is None:
+            self.pulse.forget()
+            return False
+        is_active = self.pulse.judge((state.epoch, state.position, state.fresh_at), time.monotonic())
+        return self.pulse.ask(self._is_slot_active, time.monotonic()) if is_active is None else is_active
+
+    def _is_slot_active(self) -> bool:
+        try:
+            with closing(open_access(self.settings).open(first=True)) as connection, translated("source"):
+                slot = read_slot(connection, self.settings.slot_name)
+        except ReplicatorError:
+            return False
+        return slot is not None and slot.active
 
     def read_metrics(self) -> str:
         """Return the metrics in Prometheus' text format."""

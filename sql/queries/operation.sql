@@ -48,11 +48,15 @@ select table_name, count(*) as rows, min(error_code) as error_code from :"contro
 where pipeline = :'pipeline' group by table_name;
 
 -- name: verdicts
--- How each table's newest batch ended; one that still runs, or was left to the listener, says nothing.
+-- How each table's newest batch ended; one that still runs, or was left to the listener, says nothing. Neither does one
+-- that a signal cut off in a night that is still open: `serve` takes that up again.
 select distinct on (table_name) table_name, path, status, coalesce(error_code, '') as error_code,
        coalesce(error_message, '') as error_message, completed_at
 from :"control".etl_control
 where pipeline = :'pipeline' and (status in ('success', 'failed') or status = 'skipped' and error_code is not null)
+  and not (triggered_by = 'scheduler' and coalesce(error_code, '') = 'interrupted' and exists (
+      select from :"control".started_run r
+      where r.pipeline = :'pipeline' and r.scheduled_for is not null and r.completed_at is null))
 order by table_name, batch_id desc;
 
 -- name: count_running

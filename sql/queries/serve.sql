@@ -19,6 +19,12 @@ values (:'execution_id'::uuid, :'pipeline', :'command', :'triggered_by', :'sched
 on conflict (pipeline, scheduled_for) do nothing
 returning execution_id;
 
+-- name: starting
+-- A run that writes and that somebody has started just now.
+select from :"control".started_run
+where pipeline = :'pipeline' and command in ('sync', 'resync') and completed_at is null
+  and started_at > clock_timestamp() - make_interval(secs => :'grace_seconds'::float8) limit 1;
+
 -- name: open_night
 -- The newest scheduled run without an end, and how its tables stand.
 select r.execution_id, r.scheduled_for, r.attempts,
@@ -42,11 +48,26 @@ update :"control".started_run set
 where execution_id = :'execution_id'::uuid and completed_at is null;
 
 -- name: close_asked
--- Runs that were asked for and whose process is gone.
-update :"control".started_run set completed_at = clock_timestamp(), exit_code = 1, error_message = :'error_message'
-where pipeline = :'pipeline' and scheduled_for is null and completed_at is null
-  and not (execution_id = any (:'alive'::uuid[])) and command = any (:'commands'::text[])
-  and started_at < clock_timestamp() - make_interval(secs => :'grace_seconds'::float8);
+-- Runs that were asked for and whose process is gone. Where their batches all have an end, they tell how it went.
+with dead as (
+    select r.execution_id, s.*
+    from :"control".started_run r cross join lateral (
+        select count(*) > 0 and count(*) filter (where c.status = 'running') = 0 as is_told,
+               count(*) filter (where c.status = 'failed') as failed,
+               count(*) filter (where c.status in ('success', 'skipped')) as done,
+               (array_agg(c.error_message order by c.batch_id) filter (where c.status = 'failed'))[1] as error_message,
+               (array_agg(c.error_mend order by c.batch_id) filter (where c.status = 'failed'))[1] as error_mend
+        from :"control".etl_control c where c.execution_id = r.execution_id) s
+    where r.pipeline = :'pipeline' and r.scheduled_for is null and r.completed_at is null
+      and not (r.execution_id = any (:'alive'::uuid[])) and r.command = any (:'commands'::text[])
+      and r.started_at < clock_timestamp() - make_interval(secs => :'grace_seconds'::float8)
+)
+update :"control".started_run r set
+    completed_at = clock_timestamp(),
+    exit_code = case when not d.is_told then 1 when d.failed = 0 then 0 when d.done > 0 then 6 else 1 end,
+    error_message = case when d.is_told then d.error_message else :'error_message' end,
+    error_mend = case when d.is_told then d.error_mend end
+from dead d where d.execution_id = r.execution_id and r.completed_at is null;
 
 -- name: delete_expired_runs
 delete from :"control".started_run
@@ -117,7 +138,7 @@ with lock as (
     from lock cross join batch b left join :"control".started_run r using (execution_id)
     union all
     select r.execution_id, r.command, r.triggered_by, r.started_at, r.completed_at,
-           cardinality(r.tables), 0, 0, 0, 0, 0,
+           greatest(cardinality(r.tables), jsonb_array_length(r.verdicts)), 0, 0, jsonb_array_length(r.verdicts), 0, 0,
            case when r.completed_at is null then 'running' when r.exit_code = 0 then 'success' when r.exit_code = 6 then 'partial'
                 when r.exit_code = 7 then 'different' else 'failed' end,
            r.scheduled_for, r.exit_code, r.verdicts, r.error_message, r.error_mend

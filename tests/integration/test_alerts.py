@@ -15,7 +15,7 @@ from replicator.alerts import Alarm
 from replicator.settings import Settings
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
-from tests.receiver import Mailbox, Silence, Webhook
+from tests.receiver import Mailbox, Silence, Webhook, free_port
 from tests.serving import Serving
 from tests.streaming import catch_up, wait_for_stream, wait_until_equal
 from tests.wait import wait_until
@@ -51,10 +51,29 @@ def test_a_test_alert_arrives_by_mail_and_by_webhook(pair: Pair, webhook: Webhoo
 
 def test_an_address_that_fails_is_told_by_number_and_scheme_alone(pair: Pair, webhook: Webhook) -> None:
     webhook.status = 500
-    configure(pair, webhook.address.replace("json://", f"json://user:{SECRET}@"), f"nothing://{SECRET}@example")
+    addresses = [
+        webhook.address.replace("json://", f"json://user:{SECRET}@"),
+        f"json://user:{SECRET}@127.0.0.1:{free_port()}/",
+        f"mailto://user:{SECRET}@127.0.0.1:{free_port()}?from=a@example.org&to={SECRET}@example.org",
+        f"json://{SECRET}.invalid/",
+    ]
+    configure(pair, *addresses)
     finished = pair.run("alert", "test", check=1)
-    assert finished.stdout.splitlines() == ["address 1 json: failed", "address 2 nothing: failed"]
+    assert finished.stdout.splitlines() == [
+        "address 1 json: failed: it answered 500",
+        "address 2 json: failed: the connection was refused",
+        "address 3 mailto: failed: the connection was refused",
+        "address 4 json: failed: its name does not resolve",
+    ]
     assert SECRET not in finished.stdout + finished.stderr
+
+
+def test_an_address_that_can_never_be_sent_to_is_a_fault_of_the_configuration(pair: Pair, webhook: Webhook) -> None:
+    configure(pair, webhook.address, f"nothing://{SECRET}@example", f"{SECRET}")
+    for command in (("alert", "test"), ("serve",), ("listen",)):
+        finished = pair.run(*command, check=3)
+        assert "address 2 nothing, 3 unreadable" in finished.stderr
+        assert SECRET not in finished.stdout + finished.stderr
 
 
 def test_without_an_address_a_test_alert_says_where_one_belongs(pair: Pair) -> None:
@@ -174,6 +193,23 @@ def test_a_run_that_was_killed_is_noticed_while_its_rows_still_say_running(pair:
         session.execute("select pg_advisory_lock(hashtextextended('replicator/replicator/default/run', 7264811))")
         watch(pair).check(is_final=True)
     assert [kind for kind, _, _ in webhook.notices] == ["failure", "success"], "somebody holds the run's lock"
+
+
+def test_a_night_that_was_cut_off_is_told_only_if_nobody_takes_it_up_again(pair: Pair, webhook: Webhook) -> None:
+    pair.source.execute("create table t (id int primary key)")
+    pair.grant()
+    configure(pair, webhook.address, tables=["public.t"])
+    pair.run("sync", "--triggered-by", "scheduler")
+    pair.target.execute(
+        "update replicator.etl_control set status = 'failed', error_code = 'interrupted', error_message = 'stopped';"
+        "insert into replicator.started_run (execution_id, pipeline, command, triggered_by, scheduled_for)"
+        " select execution_id, 'default', 'sync', 'scheduler', now() from replicator.etl_control"
+    )
+    watch(pair).check(is_final=True)
+    assert webhook.notices == []
+    pair.target.execute("update replicator.started_run set completed_at = now(), exit_code = 1")
+    watch(pair).check(is_final=True)
+    assert [title for _, title, _ in webhook.notices] == ["replicator default: public.t: failed"]
 
 
 def test_rows_in_quarantine_and_a_lost_slot_are_told(streamed: Pair, webhook: Webhook) -> None:

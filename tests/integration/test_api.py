@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,9 +86,53 @@ def test_every_error_is_a_problem_document(serving: Serving) -> None:
         assert problem["type"]
 
 
-def test_status_is_what_the_command_prints(serving: Serving) -> None:
+def test_a_body_that_is_too_long_is_refused_unread(serving: Serving) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(600):
+            yield b" " * 1024
+
+    address = (httpx.URL(serving.url).host, httpx.URL(serving.url).port or 0)
+    head = (
+        f"POST /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {serving.token}\r\n"
+        "Content-Length: 300000000\r\n\r\n"
+    )
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    assert b"urn:replicator:error:body_too_long" in answer
+    chunked = serving.api.post("/runs", content=endless(), headers={"Content-Type": "application/json"})
+    assert (chunked.status_code, chunked.headers["content-type"]) == (413, "application/problem+json")
+    assert serving.api.post("/runs", content=b" " * 500_000).status_code == 422
+
+
+def test_head_is_answered_like_get_and_a_wrong_method_with_all_that_are_right(serving: Serving) -> None:
+    for client, path in ((serving.web, "/"), (serving.web, "/livez"), (serving.web, "/readyz"), (serving.api, "/runs")):
+        told, got = client.head(path), client.get(path)
+        assert (told.status_code, told.content, got.status_code) == (200, b"", 200), path
+        assert told.headers["content-type"] == got.headers["content-type"]
+        assert int(told.headers["content-length"]) > 0
+    assert serving.web.head("/api/v1/runs").status_code == 401
+    for method, path, allowed in (("DELETE", "/runs", "GET, HEAD, POST"), ("GET", "/resync", "POST")):
+        refused = serving.api.request(method, path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+
+
+def wait_until_idle(serving: Serving) -> None:
     running = {"status": "running"}
     wait_until(lambda: not serving.api.get("/runs", params=running).json()["runs"], 60, what="nothing runs")
+
+
+def test_a_table_that_is_none_of_the_configuration_s_is_refused_at_once(serving: Serving) -> None:
+    wait_until_idle(serving)
+    for path in ("/runs", "/resync", "/verify"):
+        refused = serving.api.post(path, json={"tables": ["public.t", "public.nothing"]})
+        assert refused.status_code == 422, refused.text
+        assert "public.nothing" in refused.json()["detail"]
+
+
+def test_status_is_what_the_command_prints(serving: Serving) -> None:
+    wait_until_idle(serving)
     told = serving.api.get("/status").json()
     printed = serving.pair.json("status")
     assert (told["schema"], told["pipeline"], told["slot"]) == (1, printed["pipeline"], printed["slot"])

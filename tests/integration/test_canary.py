@@ -45,12 +45,13 @@ def configure(pair: Pair, canaries: Canaries, webhook: Webhook, collector: Webho
     (pair.dir / "mask.key").write_text(canaries.mask_key)
     (pair.dir / "mask.key").chmod(0o600)
     ship_url = f"http://u:{canaries.collector}@127.0.0.1:{collector.port}/v1/logs"
+    alerts = [webhook.address.replace("//", f"//u:{canaries.address}@", 1), f"json://u:{canaries.address}@127.0.0.1:1/"]
     pair.write_config(
         'metrics_textfile = "metrics.prom"\n',
         serve={"port": 0},
         privacy={"mask_key_file": "mask.key"},
         logs={"level": "debug", "dir": "logs", "ship_url": ship_url},
-        alerts={"urls": [webhook.address.replace("//", f"//u:{canaries.address}@", 1), f"bad://{canaries.address}"]},
+        alerts={"urls": alerts},
         **sections,
     )
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from replicator.errors import LockHeldError
+from replicator.serve.desk import Desk
 from replicator.serve.launcher import Launcher
+from replicator.serve.record import Order
 from replicator.serve.scheduler import Scheduler
-from replicator.settings import load_settings
+from replicator.settings import Settings, load_settings
 from tests.pair import Pair
 from tests.serving import write_config
 from tests.wait import wait_until
@@ -52,6 +58,60 @@ def read_nights(pair: Pair) -> list[str]:
     rows = pair.target.execute(query).fetchall()
     assert {code for _, code in rows} <= {0}
     return [night.astimezone(UTC).strftime("%Y-%m-%dT%H:%M") for night, _ in rows]
+
+
+class Recorder(Launcher):
+    """A launcher that only notes what it is to start: its runs never take their lock."""
+
+    def start(self, order: Order) -> None:
+        self.started = [*getattr(self, "started", []), order]
+
+
+def test_of_two_processes_that_are_asked_at_once_only_one_starts_a_run(pair: Pair) -> None:
+    """A moment passes until a run has its lock, and another process must not start one meanwhile."""
+    write_config(pair)
+    settings = Settings.model_validate(tomllib.loads((pair.dir / "replicator.toml").read_text()))
+    desks = [Desk(settings, pair.target_dsn, Recorder(settings, pair.target_dsn, None)) for _ in range(4)]
+
+    def ask(desk: Desk) -> bool:
+        try:
+            return desk.take("sync", []).command == "sync"
+        except LockHeldError:
+            return False
+
+    with ThreadPoolExecutor(len(desks)) as pool:
+        assert sorted(pool.map(ask, desks)) == [False, False, False, True]
+    pair.target.execute("update replicator.started_run set started_at = now() - interval '1 minute'")
+    assert ask(desks[0]), "a run that never took its lock keeps nobody out for long"
+
+
+def test_a_run_that_outlives_the_process_that_started_it_is_recorded_as_it_ended(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.source.execute("create table t (id int primary key); create table u (id int primary key, n int)")
+    pair.grant()
+    write_config(pair, logs={"dir": ""})
+    for name in [name for name in os.environ if name.startswith("REPLICATOR_")]:
+        monkeypatch.delenv(name)
+    whole, part, silent = (uuid4() for _ in range(3))
+    pair.run("sync", "--execution-id", str(whole))
+    pair.source.execute("insert into u values (1, 1)")
+    pair.as_writer.execute("alter table u add check (n > 1)")
+    pair.run("sync", "--execution-id", str(part), check=6)
+    for execution_id in (whole, part, silent):
+        pair.target.execute(
+            "insert into replicator.started_run (execution_id, pipeline, command, triggered_by, started_at)"
+            " values (%s, 'default', 'sync', 'api', now() - interval '1 minute')",
+            [execution_id],
+        )
+    process = Process(pair, pair.dir / "replicator.toml", Clock("2026-10-24T00:00"))
+    process.tick()
+    process.close()
+    query = "select execution_id, exit_code, error_message from replicator.started_run where scheduled_for is null"
+    found = {execution_id: (code, message) for execution_id, code, message in pair.target.execute(query).fetchall()}
+    assert found[whole] == (0, None)
+    assert found[part] == (6, pair.control_rows(status="failed")[0]["error_message"])
+    assert (found[silent][0], "without a word" in found[silent][1]) == (1, True)
 
 
 @pytest.mark.hazard("O6")

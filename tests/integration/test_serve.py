@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,13 @@ import httpx
 import pytest
 from psycopg.rows import dict_row
 
+from replicator.serve.launcher import Launcher
+from replicator.serve.record import Order
+from replicator.settings import load_settings
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.serving import Serving, write_config
+from tests.streaming import catch_up, wait_for_stream
 from tests.wait import wait_until
 
 
@@ -57,6 +63,7 @@ def test_a_run_that_is_asked_for_is_told_to_its_end_and_copies_the_table(pair: P
         pair.target.execute("delete from t where id = 1")
         looked = serving.wait_for_run(serving.api.post("/verify", json={}).json()["execution_id"])
         assert (looked["run"]["status"], looked["verdicts"][0]["missing"]) == ("different", 1)
+        assert (looked["run"]["tables"], looked["run"]["tables_done"]) == (1, 1)
         again = serving.wait_for_run(serving.api.post("/resync", json={}).json()["execution_id"])
         assert (again["run"]["path"], again["run"]["status"]) == ("resync", "success")
         pair.assert_equal("public.t")
@@ -124,6 +131,51 @@ def test_a_night_that_is_cut_off_is_taken_up_again_by_the_next_process(pair: Pai
     assert (night["exit_code"], night["attempts"]) == (0, 2)
 
 
+@pytest.mark.parametrize("is_asked_twice", [False, True])
+def test_a_run_that_does_not_end_is_killed_with_the_process_that_started_it(
+    pair: Pair, is_asked_twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a limit, which is shortened here, and by a second signal at once."""
+    # The runs take our environment, which holds settings of the tests.
+    for name in [name for name in os.environ if name.startswith("REPLICATOR_")]:
+        monkeypatch.delenv(name)
+    make_source(pair)
+    write_config(pair, logs={"dir": ""})
+    pair.run("sync")
+    pair.target.execute("begin; lock table t")
+    if is_asked_twice:
+        with Serving(pair).wait_ready() as serving:
+            execution = serving.api.post("/runs", json={"full": True}).json()["execution_id"]
+            wait_until(lambda: pair.control_rows(status="running"), 30, what="the run began")
+            child = find_process(execution)
+            os.kill(child, signal.SIGSTOP)
+            serving.running.send(signal.SIGTERM)
+            wait_until(lambda: "serve_draining" in serving.running.stderr, 30, what="it drains")
+            serving.running.send(signal.SIGTERM)
+            finished = serving.running.wait(30, check=0)
+        assert "run_killed" in finished.stderr
+    else:
+        config = pair.dir / "replicator.toml"
+        launcher = Launcher(load_settings(config), pair.target_dsn, config)
+        order = Order("sync", "api", full=True)
+        launcher.start(order)
+        wait_until(lambda: pair.control_rows(status="running"), 30, what="the run began")
+        child = find_process(str(order.execution_id))
+        os.kill(child, signal.SIGSTOP)
+        launcher.drain(limit_s=0.5)
+        assert launcher.list_alive() == []
+    assert not Path(f"/proc/{child}").exists()
+
+
+def find_process(execution_id: str) -> int:
+    """Return the process of a run."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if execution_id.encode() in path.read_bytes():
+                return int(path.parent.name)
+    raise AssertionError("the run has no process")
+
+
 def test_with_listen_the_listener_is_kept_running(streamed: Pair) -> None:
     streamed.source.execute("create table t (id int primary key, v text); insert into t values (1, 'a')")
     streamed.publish()
@@ -134,6 +186,43 @@ def test_with_listen_the_listener_is_kept_running(streamed: Pair) -> None:
         assert serving.api.get("/status").json()["slot"]["active"] is True
         serving.running.send(signal.SIGTERM)
         serving.running.wait(check=0)
+
+
+def test_a_listener_is_kept_running_by_whoever_serves_once_no_other_runs(streamed: Pair) -> None:
+    """Another's is left alone, told once, and followed by one of our own, whoever leads the schedule."""
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    write_config(streamed)
+    other = streamed.popen("listen")
+    wait_for_stream(other)
+    with streamed.target_server.connect(streamed.target_db) as leader:
+        leader.execute("select pg_advisory_lock(hashtextextended('replicator/replicator/default/serve', 7264811))")
+        with Serving(streamed, "--listen").wait_ready() as serving:
+            log = serving.running
+            wait_until(lambda: "listener_elsewhere" in log.stderr, 30, what="the other listener is told")
+            assert "listener_launched" not in log.stderr
+            other.kill()
+            wait_until(lambda: "listener_launched" in log.stderr, 30, what="a listener of its own")
+            streamed.source.execute("insert into t values (1)")
+            wait_until(lambda: streamed.target.execute("select from t").rowcount == 1, 40, what="the row arrived")
+        assert log.stderr.count("listener_elsewhere") == 1
+        assert "schedule_led" not in log.stderr
+
+
+def test_a_listener_that_holds_its_lock_and_does_not_stream_is_not_ready(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    write_config(streamed)
+    catch_up(streamed)
+    with streamed.target_server.connect(streamed.target_db) as frozen:
+        frozen.execute("select pg_advisory_lock(hashtextextended('replicator/replicator/default/listener', 7264811))")
+        with Serving(streamed, "--listen") as serving:
+            told = serving.web.get("/readyz")
+            assert (told.status_code, told.json()["reasons"]) == (503, ["the listener does not stream"])
+            streamed.target.execute("update replicator.listener set fresh_at = fresh_at + interval '1 second'")
+            assert serving.web.get("/readyz").status_code == 200
+            streamed.target.execute("update replicator.listener set epoch = epoch + 1")
+            assert serving.web.get("/readyz").status_code == 503
 
 
 def test_only_whom_the_contract_names_gets_in(pair: Pair) -> None:
@@ -167,8 +256,10 @@ def test_beyond_loopback_every_page_needs_the_token_and_without_a_file_nothing_s
     assert "token_missing" in refused.stderr
     (pair.dir / "api.token").write_text("short")
     assert "token_weak" in pair.run("serve", check=3).stderr
-    (pair.dir / "api.token").unlink()
+    (pair.dir / "api.token").write_text("x" * 32)
+    (pair.dir / "api.token").chmod(0o644)
     serving = Serving(pair)
+    assert "token_file_exposed" in serving.running.stderr
     port = httpx.URL(serving.url).port
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as web:
         wait_until(lambda: web.get("/readyz").status_code == 200, what="serve is ready")

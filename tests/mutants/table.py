@@ -579,8 +579,8 @@ MUTANTS = (
         (
             Change(
                 "replicator/messenger.py",
-                'get_logger().warning("alert_failed", address=name)',
-                'get_logger().warning("alert_failed", address=name, urls=self._urls)',
+                'get_logger().warning("alert_failed", address=name, reason=problem)',
+                'get_logger().warning("alert_failed", address=name, reason=problem, urls=self._urls)',
             ),
         ),
     ),

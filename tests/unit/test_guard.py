@@ -9,7 +9,7 @@ import pytest
 
 from replicator.cli.serve import require_extra
 from replicator.errors import ConfigError, ExtraMissing
-from replicator.serve.guard import Hosts, Token, read_token
+from replicator.serve.guard import Hosts, Token, read_token, token_is_exposed
 
 
 class FindNothing:
@@ -50,6 +50,17 @@ def test_only_the_whole_token_matches_and_without_one_nothing_does() -> None:
     assert not Token(None).matches(b"")
     assert not Token("x" * 32).matches(b"Bearer " + b"x" * 31)
     assert Token("x" * 32).matches(b"bearer " + b"x" * 32)
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_exposed"), [(0o600, False), (0o640, False), (0o644, True), (0o666, True), (0o602, True)]
+)
+def test_a_token_file_that_others_may_read_or_write_is_exposed(tmp_path: Path, mode: int, is_exposed: bool) -> None:
+    file = tmp_path / "token"
+    assert not token_is_exposed(file)
+    file.write_text("x" * 32)
+    file.chmod(mode)
+    assert token_is_exposed(file) is is_exposed
 
 
 @pytest.mark.parametrize("text", ["short", "x y" * 20, "\u00e9" * 40])

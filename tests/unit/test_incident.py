@@ -25,6 +25,7 @@ from replicator.incident import (
     describe_ended,
     describe_new,
     find_incidents,
+    in_words,
 )
 
 NOW = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
@@ -83,6 +84,23 @@ def test_lag_ends_at_another_limit_than_it_begins() -> None:
     assert kinds(behind(minutes=6)) == [("lag", "lag")]
     assert kinds(behind(minutes=4), Kind.LAG) == [("lag", "lag")]
     assert kinds(behind(seconds=50), Kind.LAG) == []
+    open_still = find_incidents(behind(minutes=9), [(Kind.LAG, "")])[0]
+    assert open_still == find_incidents(behind(minutes=9))[0]
+    assert open_still[0].message == "it was more than 5 minutes behind the source"
+
+
+@pytest.mark.parametrize(
+    ("span", "words"),
+    [
+        ({"seconds": 20}, "20 seconds"),
+        ({"minutes": 1}, "60 seconds"),
+        ({"minutes": 5}, "5 minutes"),
+        ({"hours": 1}, "60 minutes"),
+        ({"hours": 26}, "26 hours"),
+    ],
+)
+def test_a_span_is_never_told_as_nothing(span: dict[str, float], words: str) -> None:
+    assert in_words(timedelta(**span)) == words
 
 
 def test_a_slot_is_told_before_it_is_lost() -> None:

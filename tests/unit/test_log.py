@@ -348,6 +348,21 @@ def test_a_library_s_warning_is_told_without_its_message() -> None:
     assert SECRET not in stream.getvalue()
 
 
+def test_a_library_that_warns_without_end_is_told_seldom_and_with_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = start()
+    now = [1000.0]
+    monkeypatch.setattr("replicator.log.time.monotonic", lambda: now[0])
+    for _ in range(3):
+        for _ in range(500):
+            logging.getLogger("some.library").warning("no room")
+        logging.getLogger("other.library").warning("no room")
+        now[0] += 61
+    told = [(event["logger"], event.get("repeated")) for event in events(stream.getvalue())]
+    assert told == [
+        ("some.library", n) if is_some else ("other.library", None) for n in (None, 499, 499) for is_some in (1, 0)
+    ]
+
+
 def test_the_driver_s_own_log_is_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     stream = start()
     logging.getLogger("psycopg").critical("error ignored: %s", SECRET)

@@ -244,6 +244,21 @@ def test_all_problems_come_in_one_message_and_none_with_its_value(
         assert f"\n  - {key}" in message
 
 
+@pytest.mark.parametrize("cron", ["0 3 * * * *", "0 3 * *", "@daily", "0 25 * * *", ""])
+def test_a_cron_has_five_fields_that_say_when(tmp_path: Path, cron: str) -> None:
+    """A sixth would count seconds first, and 0 3 * * * * run every hour."""
+    write_config(tmp_path, f'[schedule]\ncron = "{cron}"')
+    assert "schedule.cron" in fail_to_load(tmp_path)
+
+
+@pytest.mark.parametrize("url", [SECRET, "ftp://x", "http://", "https:///v1/logs", "http://x:port/", "http://[::1"])
+def test_logs_are_shipped_to_an_address_of_http_alone(tmp_path: Path, url: str) -> None:
+    write_config(tmp_path, f'[logs]\nship_url = "{url}"')
+    assert "logs.ship_url" in fail_to_load(tmp_path)
+    write_config(tmp_path, '[logs]\nship_url = "https://user:password@collector.example:4318/v1/logs"')
+    assert load_settings(cwd=tmp_path).logs.ship_url
+
+
 def test_no_secret_shows_in_repr_or_in_a_validation_error() -> None:
     settings = Settings.model_validate({"source": {"dsn": f"password={SECRET}"}, "target": {"dsn": SECRET}})
     assert SECRET not in f"{settings!r} {settings} {settings.model_dump_json()}"
