@@ -351,7 +351,7 @@ MUTANTS = (
         "B19",
         "sessions keep the settings of their database and role",
         (VALUES + "test_settings_of_the_two_databases_change_no_value[18-18-keyed]",),
-        (Change("replicator/db.py", "            pin_session(connection)\n", ""),),
+        (Change("replicator/db.py", "                pin_session(connection)\n", "                pass\n"),),
     ),
     Mutant(
         "B19",
