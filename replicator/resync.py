@@ -14,7 +14,7 @@ from replicator.judgement import Look
 from replicator.pipeline import Pipeline, default_jobs
 from replicator.run import ProgressHook, Run, RunResult
 from replicator.settings import Settings
-from replicator.stream_verify import repair_streamed
+from replicator.stream_repair import repair_streamed
 from replicator.verify import VerifyPipeline, list_streamed
 
 

@@ -34,7 +34,8 @@ from replicator.round import Round, gave_way
 from replicator.run import ProgressHook, Run, RunResult
 from replicator.settings import Settings
 from replicator.strategy import FULL, audits_every_time
-from replicator.stream_verify import StreamedLook, repair_streamed
+from replicator.stream_repair import repair_streamed
+from replicator.stream_verify import StreamedLook
 from replicator.verdict import Verdict
 
 MOST_NAMED = 100_000

@@ -1,0 +1,195 @@
+"""Mends rows of a table while a listener keeps it, without pausing the stream.
+
+The listener's row in the control schema is locked, so that nothing of the stream lands; a row is written only if the
+source still has it as it was found, in a snapshot that sees all that the stream has brought. So no reader of the target
+sees a row go back in time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import psycopg
+
+from replicator.apply import difference, merge
+from replicator.apply.comparison import Finding
+from replicator.apply.difference import DIFFERENT, EXTRA, Key
+from replicator.apply.job import Job, Session
+from replicator.apply.stream_control import StreamControl
+from replicator.apply.target import take_replica_role
+from replicator.batch import Figures
+from replicator.capture.lookup import FreshReader, read_open_writers
+from replicator.capture.pull import read_system_identifier
+from replicator.db import Connection, closing, translate, translated
+from replicator.errors import OperatorError, ReplicatorError, unexpected
+from replicator.inventory import take_inventory
+from replicator.judgement import TargetTable, open_target_table
+from replicator.preparation import choose_digest, prepare_jobs
+from replicator.reading import INCREMENTAL
+from replicator.run import Run, RunResult
+from replicator.strategy import FULL
+from replicator.stream_table import spell_key
+from replicator.stream_verify import CHUNK_KEYS, begin_after, is_unmoved, read_staged, stage_keys
+from replicator.verdict import Verdict
+
+_POLL_S = 0.05
+_HOLD_LIMIT_S = 3.0
+"""How long a transaction that is open on the source is waited for while the stream is kept from landing."""
+_REREAD_LIMIT_S = 120.0
+"""How long the listener may take to read a table without key again."""
+
+
+def repair_streamed(run: Run, verdicts: Sequence[Verdict], triggered_by: str) -> RunResult:
+    """Mend the rows that verdicts name, in tables that a listener keeps; a row of `etl_control` for each table.
+
+    A table without a key is marked to be read again by the listener. Errors are recorded table by table.
+    """
+    with run.open_control() as control, closing(run.access.open()) as source:
+        with translated("target"):
+            control.take_lock("run", run.lock_wait_s)
+            control.connection.execute(
+                "SELECT set_config('lock_timeout', %s, false)", [f"{max(1, int(run.lock_wait_s * 1000))}ms"]
+            )
+            replica = take_replica_role(control.connection)
+        session = Session(control.connection, control, choose_digest(source, control.connection), replica)
+        with translated("source"):
+            tables = take_inventory(source, run.settings, [verdict.table for verdict in verdicts]).tables
+            jobs = prepare_jobs(source, tables, control.read_records(), mask_key=run.access.mask_key)
+            identifier = read_system_identifier(source)
+        with translated("target"):
+            run.batch_ids = control.start_batches(
+                run.execution_id, [verdict.table for verdict in verdicts], path=run.path, triggered_by=triggered_by
+            )
+        # Tables without a key last: they give the run's lock back.
+        for verdict in sorted(verdicts, key=lambda verdict: not jobs[verdict.table].mapping.key):
+            try:
+                _Repair(run, session, source, jobs[verdict.table], identifier, verdict).execute()
+            except ReplicatorError as error:
+                run.fail(verdict.table, error)
+            except psycopg.Error as error:
+                run.fail(verdict.table, translate(error, side="target", table=verdict.table))
+            except Exception as error:  # noqa: BLE001  # one table's fault is not the others'
+                run.fail(verdict.table, unexpected(error))
+        with translated("target"):
+            rows = control.read_batches(run.execution_id)
+    return RunResult(run.execution_id, rows, run.errors)
+
+
+class _Repair:
+    """The repair of one streamed table."""
+
+    def __init__(
+        self, run: Run, session: Session, source: Connection, job: Job, system_identifier: str, verdict: Verdict
+    ) -> None:
+        self.run, self.session, self.source, self.job = run, session, source, job
+        self.system_identifier, self.verdict = system_identifier, verdict
+        self.streams = StreamControl(session.connection, session.control.schema, session.control.pipeline)
+        self.figures = Figures()
+        self.started_at = datetime.now(UTC)
+
+    def execute(self) -> None:
+        """Mend the findings, some at a time."""
+        if not self.job.mapping.key:
+            self._leave_to_listener()
+            self._record()
+            return
+        findings = self.verdict.findings
+        if findings:
+            fresh = FreshReader(self.run.access, self.run.stop)
+            try:
+                spellings = spell_key(self.source, self.job)
+                for start in range(0, len(findings), CHUNK_KEYS):
+                    self._mend(findings[start : start + CHUNK_KEYS], fresh, spellings)
+            finally:
+                fresh.close()
+        else:
+            self._record()
+        self.run.log.info(
+            "table_repaired", table=self.job.table, path=self.run.path, rows_undecided=len(self.verdict.undecided),
+            **self.figures.counts(),
+        )  # fmt: skip
+
+    def _leave_to_listener(self) -> None:
+        """Let the listener read the table again: its rows have no names, and only the stream knows its own points."""
+        name = self.job.table
+        self.streams.mark_stale(name)
+        # The listener reads as a run does, and would wait for this one.
+        self.session.control.release_lock("run")
+        self.run.log.info("reread_asked_for", table=name, path=self.run.path)
+        began = time.monotonic()
+        while not self.run.stop.wait(_POLL_S) and time.monotonic() - began < _REREAD_LIMIT_S:
+            table = self.streams.read_tables().get(name)
+            if table is not None and not table.is_stale:
+                return
+        raise OperatorError(
+            f"{name} has no key, and the listener has not read it again yet",
+            why="its rows can only be exchanged as a whole, at a point of the stream",
+            mend="nothing: the listener does it as soon as it can; replicator verify shows whether it has",
+            id="listener_rereads",
+            table=name,
+        )
+
+    def _mend(self, findings: Sequence[Finding], fresh: FreshReader, spellings: Sequence[str]) -> None:
+        """Write one chunk in one transaction, with nothing of the stream landing meanwhile."""
+        connection, control = self.session.connection, self.session.control
+        with connection.transaction():
+            # In the listener's own order: its row, then the table.
+            self.streams.hold()
+            control.wait_for_table(self.job.table)
+            table = open_target_table(self.session, self.job, self.system_identifier)
+            with translated("source", self.job.table):
+                writers = read_open_writers(self.source, self.job.mapping.relation)
+                is_whole = begin_after(fresh, self.job, writers, _HOLD_LIMIT_S)
+                moved = self._write(findings, table, fresh, spellings, only_settled=not is_whole)
+                fresh.end()
+            self._record()
+        self.verdict.undecided += moved
+        self.verdict.findings = [finding for finding in self.verdict.findings if finding.key not in set(moved)]
+
+    def _record(self) -> None:
+        load_type = FULL if self.run.path == "resync" else INCREMENTAL
+        self.session.control.finish_repair(
+            self.run.batch_ids[self.job.table], self.started_at, self.figures, load_type=load_type
+        )
+
+    def _write(
+        self,
+        findings: Sequence[Finding],
+        table: TargetTable,
+        fresh: FreshReader,
+        spellings: Sequence[str],
+        *,
+        only_settled: bool,
+    ) -> list[Key]:
+        """Write the findings that the source still has as they were found; return the keys of the others.
+
+        only_settled: leave alone what an open transaction may have changed.
+        """
+        connection, target = self.session.connection, table.target
+        staging = f"replicator_repair_{self.run.batch_ids[self.job.table]}"
+        stage_keys(self.session, self.job, table, fresh, spellings, staging, findings, only_settled=only_settled)
+        staged = read_staged(self.session, table, staging)
+        kept = [
+            finding
+            for finding in findings
+            if is_unmoved(finding, staged) and not (only_settled and finding.kind == EXTRA)
+        ]
+        written = [finding for finding in kept if finding.kind != EXTRA]
+        gone = [finding.key for finding in kept if finding.kind == EXTRA]
+        if gone:
+            self.figures.rows_deleted += connection.execute(difference.delete_keys(target, gone)).rowcount
+        if written:
+            connection.execute(difference.keep_staged(target, staging, [finding.key for finding in written]))
+            self._upsert(written, table, staging)
+        connection.execute(merge.drop_staging(staging))
+        done = {finding.key for finding in kept}
+        return [finding.key for finding in findings if finding.key not in done]
+
+    def _upsert(self, written: Iterable[Finding], table: TargetTable, staging: str) -> None:
+        rows = self.session.connection.execute(merge.upsert(table.target, staging)).rowcount
+        updated = sum(finding.kind == DIFFERENT for finding in written)
+        self.figures.rows_updated += min(updated, rows)
+        self.figures.rows_inserted += max(0, rows - updated)
+        self.figures.rows_extracted += rows
