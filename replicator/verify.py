@@ -318,7 +318,7 @@ class VerifyRound(Round):
 
     def _judge(self, job: Job, reader: Reader, session: Session) -> Verdict:
         identifier = self.snapshot.facts.system_identifier
-        pace = Pace(self.pipeline.look.bytes_per_s, partial(self._tell, job.table))
+        pace = Pace(self.pipeline.look.bytes_per_s, partial(self._tell, job.table), self.run.stop)
         # Asked anew for each table: a listener may have begun since the run did.
         self.pipeline.streamed |= read_streamed(session.control)
         if job.table not in self.pipeline.streamed:

@@ -7,6 +7,7 @@ those of 65,536 buckets; then the rows of the buckets that differ are staged and
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -64,13 +65,17 @@ class Compared:
 class Pace:
     """How fast a comparison may read, and who is told how far it is.
 
-    bytes_per_s: of each side's heap, None without limit. told: called with the bytes read and those to be read.
+    bytes_per_s: of each side's heap, None without limit. told: called with the bytes read and those to be read. stop:
+    once it is set, nothing is waited for.
     """
 
     def __init__(
-        self, bytes_per_s: float | None = None, told: Callable[[int, int], None] = lambda _done, _all: None
+        self,
+        bytes_per_s: float | None = None,
+        told: Callable[[int, int], None] = lambda _done, _all: None,
+        stop: threading.Event | None = None,
     ) -> None:
-        self.bytes_per_s, self.told = bytes_per_s, told
+        self.bytes_per_s, self.told, self.stop = bytes_per_s, told, stop or threading.Event()
 
     def divide(self, heap_bytes: int | None) -> list[Pages | None]:
         """Return the page ranges in which a heap is read; [None] for what has no pages."""
@@ -91,7 +96,7 @@ class Pace:
             if tells:
                 self.told(int(size * number), heap_bytes or 0)
             if self.bytes_per_s is not None and number < len(pieces):
-                time.sleep(max(0.0, size / self.bytes_per_s - (time.monotonic() - started)))
+                self.stop.wait(max(0.0, size / self.bytes_per_s - (time.monotonic() - started)))
 
 
 class Comparison:
@@ -207,10 +212,6 @@ class Comparison:
     def among(self, buckets: Iterable[int]) -> sql.Composable | None:
         """Return the condition on `t` that its key is in one of these buckets; None when they are most of them."""
         return in_buckets(self._key, BUCKETS, list(buckets))
-
-    def drop(self) -> None:
-        """Drop the staging table, so that it can be made again in this transaction."""
-        self.connection.execute(merge.drop_staging(self.staging))
 
 
 def has_room(target: Target) -> bool:
