@@ -151,6 +151,8 @@ class StreamFollower:
             replica = take_replica_role(connection)
             wait_ms = max(1, int(self.settings.lock_wait.total_seconds() * 1000))
             connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{wait_ms}ms"])
+            # A batch is staged in temporary tables: with PostgreSQL's 8 MB most of it would go through files.
+            connection.execute("SET temp_buffers = '64MB'")
         loader = StreamLoader(
             connection,
             StreamControl(connection, self.streams.schema, self.streams.pipeline, self.streams.epoch),

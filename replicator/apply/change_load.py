@@ -71,8 +71,10 @@ class ChangeLoad(ABC):
         return name
 
     def _fill(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-        binary = self.live.binary
-        self.staging.fill(name, columns, self._counted(encode_rows(rows, binary=binary)), binary=binary)
+        if self.live.binary:
+            self.figures.bytes_copied += self.staging.fill_binary(name, columns, rows)
+        else:
+            self.staging.fill(name, columns, self._counted(encode_rows(rows)))
 
     def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:

@@ -1,9 +1,8 @@
-"""Rows of the stream as COPY wants them, in text or in binary. Pure."""
+"""Rows of the stream as COPY text, and back. Pure. What binary COPY wants psycopg writes, in C."""
 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 
 from replicator.cell import Cell
@@ -16,44 +15,20 @@ _UNESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _UNESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 
 
-# COPY's binary format (PostgreSQL documentation, COPY): signature, flags, no extension; a count ends it.
-_BINARY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_BINARY_END = b"\xff\xff"
-_BINARY_NULL = b"\xff\xff\xff\xff"
-_count, _length = struct.Struct(">h").pack, struct.Struct(">i").pack
-_LENGTHS = [_length(size) for size in range(1024)]
-
-
-def encode_rows(rows: Iterable[Sequence[Cell]], *, binary: bool = False) -> Iterator[bytes]:
-    """Yield COPY data of the rows, in pieces of about 256 kB. Cells are bytes or None; none may be UNCHANGED."""
-    encode = encode_binary_row if binary else encode_row
-    lines: list[bytes] = [_BINARY_HEAD] if binary else []
+def encode_rows(rows: Iterable[Sequence[Cell]]) -> Iterator[bytes]:
+    """Yield COPY text of the rows, in pieces of about 256 kB. Cells are bytes or None; none may be UNCHANGED."""
+    lines: list[bytes] = []
     size = 0
     for cells in rows:
-        line = encode(cells)
+        line = encode_row(cells)
         lines.append(line)
         size += len(line)
         if size > PIECE_BYTES:
             yield b"".join(lines)
             lines.clear()
             size = 0
-    if binary:
-        lines.append(_BINARY_END)
     if lines:
         yield b"".join(lines)
-
-
-def encode_binary_row(cells: Sequence[Cell]) -> bytes:
-    """Return one row in COPY's binary format."""
-    parts = [_count(len(cells))]
-    for cell in cells:
-        if cell is None:
-            parts.append(_BINARY_NULL)
-        else:
-            size = len(cell)  # type: ignore[arg-type]  # none is UNCHANGED
-            parts.append(_LENGTHS[size] if size < 1024 else _length(size))
-            parts.append(cell)  # type: ignore[arg-type]
-    return b"".join(parts)
 
 
 def encode_row(cells: Sequence[Cell]) -> bytes:

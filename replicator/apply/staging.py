@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
+import psycopg
 from psycopg import sql
+from psycopg.abc import Buffer
+from psycopg.copy import LibpqWriter
 
 from replicator.apply.merge import copy_into, drop_staging, staging_name
 from replicator.apply.stream_merge import empty_staging
+from replicator.cell import Cell
 from replicator.db import Connection
 
 _MOST_KEPT = 96
 """Each commit looks at every temporary table of the session, so a pipeline of hundreds of tables keeps the latest."""
+
+
+class _CountingWriter(LibpqWriter):
+    """Sends COPY data as psycopg does by default, and counts it."""
+
+    def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
+        super().__init__(cursor)
+        self.sent_bytes = 0
+
+    def write(self, data: Buffer) -> None:
+        """Send a piece."""
+        self.sent_bytes += len(data)
+        super().write(data)
 
 
 class Staging:
@@ -45,14 +63,26 @@ class Staging:
         """Return a name that no table of this session has had."""
         return f"replicator_change_{next(self._numbers)}"
 
-    def fill(self, name: str, columns: Iterable[str], pieces: Iterable[bytes], *, binary: bool = False) -> int:
-        """Copy into a staging table; return the rows."""
-        into = copy_into(staging_name(name), list(columns), binary=binary)
+    def fill(self, name: str, columns: Iterable[str], pieces: Iterable[bytes]) -> int:
+        """Copy text into a staging table; return the rows."""
+        into = copy_into(staging_name(name), list(columns), binary=False)
         with self._connection.cursor() as cursor:
             with cursor.copy(into) as copy:
                 for piece in pieces:
                     copy.write(piece)
             return cursor.rowcount
+
+    def fill_binary(self, name: str, columns: Iterable[str], rows: Iterable[Sequence[Cell]]) -> int:
+        """Copy rows of cells in binary format into a staging table; return the bytes. No cell may be UNCHANGED."""
+        into = copy_into(staging_name(name), list(columns), binary=True)
+        with self._connection.cursor() as cursor:
+            writer = _CountingWriter(cursor)
+            with cursor.copy(into, writer=writer) as copy:
+                # psycopg writes bytes as they are: a cell in the binary format of its type.
+                write_row = copy.write_row
+                for cells in rows:
+                    write_row(cells)
+            return writer.sent_bytes
 
     def mark(self) -> tuple[dict[Hashable, str], list[Hashable], set[Hashable]]:
         """Return what a savepoint begins with."""
