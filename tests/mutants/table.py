@@ -574,13 +574,13 @@ MUTANTS = (
     ),
     Mutant(
         "O4",
-        "an address that fails is told with its secret",
+        "a notice tells the address that it goes to, with its secret",
         (CANARY + "test_a_stream_that_fails_tells_no_secret_and_no_cell[18-18]",),
         (
             Change(
                 "replicator/messenger.py",
-                'get_logger().warning("alert_failed", address=name, reason=problem)',
-                'get_logger().warning("alert_failed", address=name, reason=problem, urls=self._urls)',
+                "body=notice.body, title=notice.title",
+                "body=notice.body + url, title=notice.title",
             ),
         ),
     ),
