@@ -28,7 +28,7 @@ from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, translated
 from replicator.errors import PreflightError, ReplicatorError
 from replicator.inventory import Chosen, find_vanished, take_inventory
-from replicator.preparation import decide_job, prepare_job, unknown_record
+from replicator.preparation import decide_job, find_home, prepare_job, unknown_record
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
 from replicator.rights import TargetRights, find_read_gaps
@@ -144,6 +144,7 @@ class _Planner:
             kept = control.read_observations(self.facts.system_identifier) if is_made else []
             self.rights = TargetRights(target)
         self.observations = [snapshot.observation, early, *kept]
+        self.home = find_home(self.records.values())
         self.told: set[str] = set()
 
     def look_at(self, tables: Sequence[Chosen]) -> Sequence[Chosen]:
@@ -187,7 +188,7 @@ class _Planner:
             on_standby=self.on_standby,
             mask_key=self.access.mask_key,
         )
-        plan.reading = decide_job(job, self.facts, self.observations, full=False)
+        plan.reading = decide_job(job, self.facts, self.observations, full=False, home=self.home)
         return job
 
     def _fit_target(self, plan: TablePlan, job: Job) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from replicator.apply.control import TableRecord
 from replicator.apply.job import Job
@@ -118,9 +119,31 @@ def unknown_record(table: str) -> TableRecord:
     )
 
 
-def decide_job(job: Job, facts: SnapshotFacts, observations: Sequence[Observation], *, full: bool) -> Reading:
-    """Decide what is read of a table in the snapshot. Raises SafetyStop as `decide_reading` does."""
+def find_home(records: Iterable[TableRecord]) -> str | None:
+    """Return the system identifier of the cluster that a pipeline read last; None before its first read."""
+    reads = [
+        (state.snapshot_at, state.system_identifier)
+        for state in (record.state for record in records)
+        if state.snapshot_at is not None and state.system_identifier is not None
+    ]
+    return max(reads)[1] if reads else None
+
+
+def decide_job(
+    job: Job,
+    facts: SnapshotFacts,
+    observations: Sequence[Observation],
+    *,
+    full: bool,
+    home: str | None = None,
+) -> Reading:
+    """Decide what is read of a table in the snapshot. Raises SafetyStop as `decide_reading` does.
+
+    home: where a table that was never read is expected: the cluster of the others.
+    """
     state = job.record.state
+    if state.system_identifier is None:
+        state = replace(state, system_identifier=home)
     relation = job.mapping.relation
     return decide_reading(
         job.choice,

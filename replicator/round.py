@@ -34,7 +34,7 @@ from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, connect, translate, translated
 from replicator.errors import PassingError, ReplicatorError, StreamedError, unexpected
 from replicator.inventory import Chosen
-from replicator.preparation import choose_digest, decide_job, prepare_job
+from replicator.preparation import choose_digest, decide_job, find_home, prepare_job
 from replicator.reading import Observation, Reading
 from replicator.run import Run
 from replicator.strategy import FULL, WATERMARK, XMIN
@@ -68,6 +68,7 @@ class Round:
             run.early.insert(0, observe(run.watcher, own))
             on_standby = is_standby(run.watcher)
         kept = self.control.read_observations(identifier)
+        self.home = find_home(self.control.read_records().values())
         state = StreamControl(self.control.connection, self.control.schema, self.control.pipeline).read_state()
         self.listener_epoch = 0 if state is None else state.epoch
         self.snapshot = self._take_snapshot([(c.schema, c.name, c.kind) for c in self.pending])
@@ -86,7 +87,7 @@ class Round:
         return take_snapshot(self.run.access, self.run.watcher, relations)
 
     def _decide(self, job: Job) -> Reading:
-        return decide_job(job, self.snapshot.facts, self.observations, full=self.run.full)
+        return decide_job(job, self.snapshot.facts, self.observations, full=self.run.full, home=self.home)
 
     def _ahead(self, session: Session, incoming: Incoming) -> None:
         """Raise StreamedError or PassingError where a listener has the table: this snapshot may be older than its rows.

@@ -204,6 +204,26 @@ def test_another_cluster_stops_until_a_full_sync_accepts_it(
     case.stop(8, "source_changed")
 
 
+@pytest.mark.hazard("W29")
+def test_another_cluster_brings_no_table_that_was_not_there_before(
+    make_cluster: MakeCluster, make_pair: MakePair
+) -> None:
+    pair = make_pair()
+    other = make_pair(source_server=make_cluster())
+    pair.source.execute(TABLE)
+    pair.grant()
+    pair.write_config(tables=["public.*"])
+    pair.run("sync", check=0)
+    other.source.execute("create table stranger (id int primary key); insert into stranger values (1)")
+    other.grant()
+    pair.write_config(tables=["public.*"], source={"dsn": other.source_dsn})
+    assert "another database cluster" in pair.run("plan", check=None).stdout
+    assert "another database cluster" in pair.run("sync", check=8).stderr
+    assert pair.target.execute("select to_regclass('public.stranger')").fetchall() == [(None,)]
+    pair.run("sync", "--full", check=0)
+    assert pair.target.execute("select * from stranger").fetchall() == [(1,)]
+
+
 def compare(source: Pair, target: Pair) -> None:
     """Prove that one pair's target holds the rows of another pair's source."""
     query = "select t::text from t order by id"
