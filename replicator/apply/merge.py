@@ -47,6 +47,11 @@ class Target:
         """Return the qualified name."""
         return sql.Identifier(self.schema, self.name)
 
+    @property
+    def has_mark(self) -> bool:
+        """Say whether rows may be marked as deleted, perhaps from a time of soft deletes: one that is written is not."""
+        return self.soft or DELETED_AT in self.extra
+
 
 def staging_name(name: str) -> sql.Identifier:
     """Return the qualified name of a temporary table of this session."""
@@ -165,7 +170,7 @@ def upsert(target: Target, staging: str) -> sql.Composed:
     """
     written = [column.name for column in target.columns if not column.fixed]
     sets = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in written]
-    if target.soft:
+    if target.has_mark:
         sets.append(sql.SQL("{} = NULL").format(sql.Identifier(DELETED_AT)))
     action: sql.Composable = (
         sql.SQL("UPDATE SET {} WHERE {}").format(_list(sets), _differs(target, "excluded"))
@@ -215,7 +220,7 @@ def delete_kept(target: Target, kept: str) -> sql.Composed:
 
 def insert_kept(target: Target, staging: str, kept: str) -> sql.Composed:
     """Return the statement that puts their new versions in, with the target's own columns carried over."""
-    extra = [name for name in target.extra if not (target.soft and name == DELETED_AT)]
+    extra = [name for name in target.extra if name != DELETED_AT]
     same = same_columns(target.key, target.equality, "t", "s")
     return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s JOIN {} AS t ON {}").format(
         target.table,
@@ -346,7 +351,7 @@ def _differs(target: Target, alias: str) -> sql.Composed:
     image = sql.SQL("row({})::record OPERATOR(pg_catalog.*<>) row({})::record").format(
         _qualified("t", names), _qualified(alias, names)
     )
-    if target.soft:
+    if target.has_mark:
         return sql.SQL("({} OR t.{} IS NOT NULL)").format(image, sql.Identifier(DELETED_AT))
     return image
 

@@ -43,7 +43,7 @@ def update_partial(target: Target, staging: str, known: Sequence[str]) -> sql.Co
     differs: sql.Composable = sql.SQL("row({})::record OPERATOR(pg_catalog.*<>) row({})::record").format(
         _qualified("t", written), _qualified("s", written)
     )
-    if target.soft:
+    if target.has_mark:
         sets.append(sql.SQL("{} = NULL").format(sql.Identifier(DELETED_AT)))
         differs = sql.SQL("({} OR t.{} IS NOT NULL)").format(differs, sql.Identifier(DELETED_AT))
     return sql.SQL("UPDATE {} AS t SET {} FROM {} AS s WHERE {} AND {}").format(
@@ -102,7 +102,7 @@ def insert_resolved(target: Target, resolved: str, *, found: bool) -> sql.Compos
     names = [*own, *_extra(target)] if found else own
     fixed = {column.name for column in target.columns if column.fixed}
     sets = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names if name not in fixed]
-    if target.soft:
+    if target.has_mark:
         sets.append(sql.SQL("{} = NULL").format(sql.Identifier(DELETED_AT)))
     return sql.SQL(
         "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s WHERE s.{} = {}"
@@ -210,7 +210,7 @@ def empty_staging(name: str) -> sql.Composed:
 
 
 def _extra(target: Target) -> list[str]:
-    return [name for name in target.extra if not (target.soft and name == DELETED_AT)]
+    return [name for name in target.extra if name != DELETED_AT]
 
 
 def _names(names: Sequence[str]) -> sql.Composed:

@@ -619,3 +619,22 @@ def test_a_partition_of_the_source_is_no_target_for_the_whole(pair: Pair) -> Non
     pair.as_writer.execute("create table t1 partition of t for values in (1); insert into t values (1)")
     pair.write_config(tables=[{"name": "public.t", "target": "public.t1"}], source={"dsn": pair.target_dsn})
     refuse(pair, 3, "[same_table]")
+
+
+@pytest.mark.hazard("T9")
+@pytest.mark.parametrize("deletes", ["hard", "ignore"])
+def test_a_row_that_comes_back_is_not_marked_as_deleted_any_more_after_soft_deletes_ended(
+    pair: Pair, deletes: str
+) -> None:
+    fill_people(pair)
+    pair.write_config(defaults={"deletes": "soft"}, tables=["public.people"])
+    sync(pair)
+    pair.source.execute("create table away as select * from people where id in (1, 2); delete from people where id = 1")
+    sync(pair)
+    assert pair.target.execute("select id from people where _deleted_at is not null").fetchall() == [(1,)]
+    pair.write_config(defaults={"deletes": deletes}, tables=["public.people"])
+    pair.source.execute("insert into people select * from away where id = 1")
+    sync(pair)
+    pair.assert_equal("public.people")
+    assert pair.target.execute("select id from people where _deleted_at is not null").fetchall() == []
+    sync_idly(pair)
