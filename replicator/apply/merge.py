@@ -49,7 +49,7 @@ class Target:
 
     @property
     def has_mark(self) -> bool:
-        """Say whether rows may be marked as deleted, perhaps from a time of soft deletes: one that is written is not."""
+        """Say whether rows may be marked as deleted, if only from an earlier time: one that is written is not."""
         return self.soft or DELETED_AT in self.extra
 
 

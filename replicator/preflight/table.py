@@ -67,6 +67,7 @@ def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:
         yield from _check_view(job)
     yield from _check_watermark(job, on_standby=on_standby)
     yield from _check_types(plan, job)
+    yield from _check_left_out(plan, job)
     yield from _check_sequences(plan)
     if plan.existing is not None and plan.existing.row_security:
         yield Finding(
@@ -230,6 +231,28 @@ def _check_types(plan: TablePlan, job: Job) -> Iterator[Finding]:
         + ", in the target before the first sync",
         job.table,
     )
+
+
+def _check_left_out(plan: TablePlan, job: Job) -> Iterator[Finding]:
+    """Find columns that the rules leave out, and that the target has: somebody may think that nothing is there."""
+    existing, mapping = plan.existing, job.mapping
+    if existing is None:
+        return
+    copied = {output.source.name for output in mapping.outputs}
+    written = {output.name for output in mapping.outputs}
+    left_out = [column.name for column in mapping.relation.columns if column.name not in copied]
+    names = [job.settings.rename.get(name, name) for name in left_out]
+    for name in names:
+        if name in existing.by_name and name not in written:
+            yield Finding(
+                "left_out_column",
+                "warn",
+                f"column {name} is left out, and the target still has what was copied of it before",
+                sql.SQL("alter table {} drop column {} -- in the target")
+                .format(_name(existing), sql.Identifier(name))
+                .as_string(),
+                plan.table,
+            )
 
 
 def _innermost(types: dict[int, Type], oid: int) -> Type | None:

@@ -210,6 +210,20 @@ def test_a_target_that_is_no_table_and_one_that_drifted_would_stop(pair: Pair) -
     }
 
 
+def test_a_column_that_is_left_out_later_and_still_in_the_target_is_told(pair: Pair) -> None:
+    pair.source.execute('create table t (id int primary key, "Card" text, note text); insert into t values (1, 2, 3)')
+    pair.grant()
+    pair.write_config(tables=["public.t"])
+    pair.run("sync")
+    pair.write_config(tables=[{"name": "public.t", "exclude": ["Card"]}])
+    found = find(pair, "left_out_column")
+    assert (found["severity"], found["table"]) == ("warn", "public.t")
+    assert "Card" in found["message"]
+    pair.run("sync")
+    pair.target.execute(found["mend"])
+    assert "left_out_column" not in ids(check(pair), "warn")
+
+
 def test_a_column_of_the_name_that_soft_deletes_need_is_an_error(pair: Pair) -> None:
     pair.source.execute("create table t (id int primary key, _deleted_at timestamptz); insert into t values (1)")
     pair.grant()
