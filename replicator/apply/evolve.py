@@ -321,13 +321,29 @@ class _Plan:
             return False, []
         make = _add_primary_key(self.name, mapping)
         if not created_by_us or self.table.on_schema_change != "evolve":
-            raise self._drift(
-                f"no unique index on the key ({', '.join(mapping.key)})",
-                "rows are matched by it",
-                sql.SQL("alter table {} add unique ({})").format(self.name, _identifiers(mapping.key)),
-            )
+            raise self._key_missing()
         self._drop_primary_key()
         return True, [make]
+
+    def _key_missing(self) -> SchemaDrift:
+        key, there = self.mapping.key, {self._moved(column.name) for column in self.target.columns}
+        lacking = [name for name in key if name not in there]
+        if lacking:
+            return self._drift(
+                f"column {', '.join(lacking)} of the key is not there",
+                "rows are matched by it",
+                f"if it was renamed in the source: rename it here too{self._or_evolve()}; else add it, and fill it",
+            )
+        return self._drift(
+            f"no unique index on the key ({', '.join(key)})",
+            "rows are matched by it",
+            sql.SQL("alter table {} add unique ({}) -- rows with the key of another one go first").format(
+                self.name, _identifiers(key)
+            ),
+        )
+
+    def _or_evolve(self) -> str:
+        return "" if self.table.on_schema_change == "evolve" else ', or set on_schema_change = "evolve"'
 
     def _name_key(self) -> tuple[str, ...]:
         names = {self._moved(column.name): column.name for column in self.target.columns}

@@ -323,6 +323,16 @@ def test_a_changed_key_of_an_adopted_table_is_told_with_the_index_that_it_needs(
     pair.assert_equal("public.t")
 
 
+def test_a_key_column_that_is_renamed_under_ignore_is_told_as_one_that_is_not_there(pair: Pair) -> None:
+    start(pair, "ignore")
+    pair.source.execute("alter table t rename id to number")
+    told = refuse(pair, 8, "public.t", "column number of the key is not there")
+    assert "evolve" in read_mend(told)
+    pair.target.execute("alter table t rename id to number")
+    sync(pair)
+    pair.assert_equal("public.t")
+
+
 # -------------------------------------------------------------------------------------------------- enums
 
 
