@@ -16,6 +16,7 @@ from psycopg import sql
 from replicator.apply import merge, sieve_merge
 from replicator.apply.comparison import Comparison, Pace, find_heap_bytes
 from replicator.apply.encode import encode_rows
+from replicator.apply.merge import Place
 from replicator.apply.sieve import Sieve
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.table_load import TableLoad, key_not_unique
@@ -93,6 +94,11 @@ class KeyedLoad(TableLoad):
             self.figures.rows_extracted += kept
             self._upsert(found, kept)
 
+    @property
+    def _whole(self) -> Place:
+        """Return where every row of the source is staged after a full read."""
+        return self.staging
+
     def _upsert(self, staging: str, staged: int) -> None:
         if self.sieve is None:
             self._write_staged(staging, staged)
@@ -162,7 +168,7 @@ class KeyedLoad(TableLoad):
             return
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
         if self.reading.load_type == FULL:
-            self._delete(self.staging, None, here)
+            self._delete(self._whole, None, here)
             return
         self._read_keys(self.incoming.source.read_keys(self.shape))
         self._delete(self.keys, None, here)
@@ -200,7 +206,7 @@ class KeyedLoad(TableLoad):
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
         self._check_source_has_rows(self.staged, here)
         self._ensure_staging()
-        self._delete(self.staging, None, here)
+        self._delete(self._whole, None, here)
         self._check_key(self.staged)
 
     def _remove_by_keys(self) -> None:
@@ -233,7 +239,7 @@ class KeyedLoad(TableLoad):
         if not self._copy_to_new(self.keys, self.target.key, pieces):
             self._run(merge.create_staging(self.target, self.keys, self.target.key))
 
-    def _delete(self, keys: str, only: sql.Composable | None, here: int) -> None:
+    def _delete(self, keys: Place, only: sql.Composable | None, here: int) -> None:
         gone = self._count(merge.count_vanished(self.target, keys, only))
         # A part of what was here before this load: a wrong source ten times as large is a wrong source.
         self._check_deletes(gone, here - self.figures.rows_inserted)

@@ -14,6 +14,9 @@ from replicator.digest import Digest, hash_columns
 
 DELETED_AT = "_deleted_at"
 
+Place = str | sql.Identifier
+"""Where rows are staged: the name of a temporary table of this session, or the qualified name of a shadow."""
+
 
 @dataclass(frozen=True, slots=True)
 class TargetColumn:
@@ -48,9 +51,9 @@ class Target:
         return sql.Identifier(self.schema, self.name)
 
 
-def staging_name(name: str) -> sql.Identifier:
-    """Return the qualified name of a temporary table of this session."""
-    return sql.Identifier("pg_temp", name)
+def staging_name(name: Place) -> sql.Identifier:
+    """Return the qualified name of what rows are staged in."""
+    return name if isinstance(name, sql.Identifier) else sql.Identifier("pg_temp", name)
 
 
 def create_staging(
@@ -76,7 +79,47 @@ def create_staging(
     )
 
 
-def drop_staging(name: str) -> sql.Composed:
+def create_shadow(target: Target, shadow: sql.Identifier) -> sql.Composed:
+    """Return the statement that makes an empty staging table for every session to see.
+
+    Nothing vacuums or analyzes it by itself: the load does what is needed, and drops it.
+    """
+    return sql.SQL(
+        "CREATE UNLOGGED TABLE {} WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false)"
+        " AS SELECT {} FROM {} WITH NO DATA"
+    ).format(shadow, _names(_column_names(target)), target.table)
+
+
+def drop_left(shadow: sql.Identifier) -> sql.Composed:
+    """Return the statement that drops a shadow if it is there."""
+    return sql.SQL("DROP TABLE IF EXISTS {}").format(shadow)
+
+
+def stage_differing(target: Target, shadow: sql.Identifier, name: str) -> sql.Composed:
+    """Return the statement that stages those rows of a shadow that the target lacks or holds otherwise.
+
+    ON CONFLICT would lock each row of the target before it finds that most are equal, and write to every page. This
+    reads, and may do so in parallel, which no statement over a temporary table may.
+    """
+    return sql.SQL(
+        "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} AS s"
+        " WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {} AND NOT {})"
+    ).format(
+        sql.Identifier(name),
+        _qualified("s", _column_names(target)),
+        shadow,
+        target.table,
+        same_key(target, "s"),
+        _differs(target, "s"),
+    )
+
+
+def count_staged(staging: Place) -> sql.Composed:
+    """Return how many rows are staged."""
+    return sql.SQL("SELECT count(*) AS rows FROM {}").format(staging_name(staging))
+
+
+def drop_staging(name: Place) -> sql.Composed:
     """Return the statement that drops a staging table before its transaction ends."""
     return sql.SQL("DROP TABLE {}").format(staging_name(name))
 
@@ -142,12 +185,12 @@ def count_missed(target: Target, staging: str, mark: str | None) -> sql.Composed
     )
 
 
-def count_vanished(target: Target, keys: str, only: sql.Composable | None) -> sql.Composed:
+def count_vanished(target: Target, keys: Place, only: sql.Composable | None) -> sql.Composed:
     """Return how many live rows of the target are not among the keys; only: a condition on `t`."""
     return sql.SQL("SELECT count(*) AS rows FROM {} AS t WHERE {}").format(target.table, _vanished(target, keys, only))
 
 
-def delete_vanished(target: Target, keys: str, only: sql.Composable | None) -> sql.Composed:
+def delete_vanished(target: Target, keys: Place, only: sql.Composable | None) -> sql.Composed:
     """Return the statement that deletes them, or marks them as deleted."""
     condition = _vanished(target, keys, only)
     if target.soft:
@@ -334,7 +377,7 @@ def _absent_from_target(target: Target) -> sql.Composed:
     )
 
 
-def _vanished(target: Target, keys: str, only: sql.Composable | None) -> sql.Composed:
+def _vanished(target: Target, keys: Place, only: sql.Composable | None) -> sql.Composed:
     condition = sql.SQL("{} AND NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(
         live(target), staging_name(keys), same_key(target, "s")
     )
