@@ -77,9 +77,8 @@ class ExchangeRound(Round):
     def _fill(self, filling: Filling) -> Filled:
         """Make a shadow and fill it by all jobs. Raises the first error of any of them, once all have ended."""
         ranges = deque(self.ranges[filling.incoming.job.table])
-        with closing(self._open_session().connection) as connection, connection.transaction():
-            for statement in filling.creation:
-                connection.execute(statement)
+        with closing(self._open_session().connection) as connection:
+            filling.make_shadow(connection)
         count = min(self.run.jobs, len(ranges))
         failed = threading.Event()
         with ThreadPoolExecutor(count, thread_name_prefix="range") as workers:

@@ -18,9 +18,11 @@ from replicator.apply import merge
 from replicator.apply.control import Control
 from replicator.apply.job import Incoming
 from replicator.apply.keyed import KeyedLoad
-from replicator.apply.merge import Place
+from replicator.apply.merge import Place, Target
 from replicator.batch import Shape
+from replicator.db import Connection
 from replicator.errors import PassingError
+from replicator.statement import statement
 from replicator.strategy import FULL
 
 _OWNER_WAIT = "1s"
@@ -49,12 +51,28 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """What is to be done by other sessions: run `creation`, then bring every row, in `shape`, in by COPY `into`."""
+    """What is to be done by other sessions: make a shadow, then bring every row, in `shape`, in by COPY."""
 
     incoming: Incoming
     shape: Shape
-    creation: tuple[sql.Composed, ...]
-    into: sql.Composed
+    target: Target
+    shadow: sql.Identifier
+
+    @property
+    def into(self) -> sql.Composed:
+        """Return the COPY ... FROM STDIN."""
+        return merge.copy_into(self.shadow, [c.name for c in self.target.columns], binary=self.shape.binary)
+
+    def make_shadow(self, connection: Connection) -> None:
+        """Make the shadow, empty, for the owner alone: default privileges may open the control schema to others."""
+        with connection.transaction():
+            connection.execute(merge.drop_left(self.shadow))
+            connection.execute(merge.create_shadow(self.target, self.shadow))
+            for row in connection.execute(
+                statement("control.list_grantees"), {"shadow": self.shadow.as_string()}
+            ).fetchall():
+                grantee = sql.Identifier(row["grantee"]) if row["grantee"] else sql.SQL("PUBLIC")
+                connection.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(self.shadow, grantee))
 
 
 @dataclass
@@ -78,16 +96,11 @@ class ShadowLoad(KeyedLoad):
         control.wait_for_shadow(name)
         self.shadow, self.has_staging = sql.Identifier(control.schema, name), True
         with self.figures.phase("copy"):
-            filled = self.fill(self._plan_filling(self.shadow))
+            filled = self.fill(Filling(self.incoming, self.shape, self.target, self.shadow))
             self.staged = self._count(merge.count_staged(self.shadow))
             self._check_filled(filled)
         self.figures.rows_extracted += self.staged
         self.figures.bytes_copied += filled.bytes_copied
-
-    def _plan_filling(self, shadow: sql.Identifier) -> Filling:
-        names = [column.name for column in self.target.columns]
-        creation = (merge.drop_left(shadow), merge.create_shadow(self.target, shadow))
-        return Filling(self.incoming, self.shape, creation, merge.copy_into(shadow, names, binary=self.shape.binary))
 
     def _check_filled(self, filled: Filled) -> None:
         if not filled.rows_read == filled.rows_staged == self.staged:
