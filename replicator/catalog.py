@@ -85,7 +85,7 @@ def read_relations(connection: Connection, oids: Iterable[int]) -> dict[int, Rel
     sizes: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     for row in _read(connection, "describe_members", oids=wanted):
         root = row["root"]
-        members[root].append(Member(row["oid"], row["filenode"], row["kind"], row["access_method"]))
+        members[root].append(Member(row["oid"], row["filenode"], row["kind"], row["access_method"], row["heap_bytes"]))
         sizes[root][0] += row["heap_bytes"]
         sizes[root][1] += row["estimated_rows"] if row["kind"] != "p" else 0
     types = read_types(connection, {c.type_oid for own in columns.values() for c in own})

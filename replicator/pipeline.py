@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from replicator.apply.control import Control, fenced, list_landed
+from replicator.apply.shadow import drop_shadows
 from replicator.apply.target import list_unwritable
 from replicator.db import connect, translate, translated
 from replicator.errors import (
@@ -128,6 +129,7 @@ class Pipeline:
             run.log.info("run_started", path=run.path, tables=len(names), triggered_by=triggered_by)
             with translated("target"):
                 run.claim(control, names, triggered_by)
+                drop_shadows(control)
                 if not tables and run.path == "sync":
                     self._record_vanished(control, inventory, triggered_by)
             for pattern in inventory.idle_patterns:

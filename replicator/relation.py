@@ -62,6 +62,7 @@ class Member:
     filenode: int
     kind: str
     access_method: str | None
+    heap_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

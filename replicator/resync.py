@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from replicator.exchange import ExchangeRound
 from replicator.judgement import Look
 from replicator.pipeline import Pipeline, default_jobs
 from replicator.run import ProgressHook, Run, RunResult
@@ -31,7 +32,7 @@ def resync(
 ) -> RunResult:
     """Read tables whole again, all by default, and write what differs.
 
-    jobs: tables at a time. Raises our errors when not even a list of tables could be made.
+    jobs: tables at a time, or ranges of a large one. Raises our errors when not even a list of tables could be made.
     """
     run = Run(
         settings,
@@ -53,4 +54,4 @@ def resync(
         if not pulled:
             return result
     with ExitStack() as stack:
-        return Pipeline(run, stack).execute(pulled, triggered_by)
+        return Pipeline(run, stack, ExchangeRound).execute(pulled, triggered_by)

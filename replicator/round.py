@@ -166,15 +166,22 @@ class Round:
     def _work(self) -> None:
         done = threading.Event()
         watch = threading.Thread(target=self._watch, args=(done,), name="watch", daemon=True)
-        count = min(1 if self.snapshot.facts.is_standby else self.run.jobs, len(self.queue))
-        workers = [threading.Thread(target=self._load_groups, name=f"load-{n}", daemon=True) for n in range(count)]
         watch.start()
+        self._share_out()
+        done.set()
+        watch.join()
+
+    def _share_out(self) -> None:
+        """Load what is queued, several groups at a time."""
+        self._run_workers(1 if self.snapshot.facts.is_standby else self.run.jobs)
+
+    def _run_workers(self, most: int) -> None:
+        count = min(most, len(self.queue))
+        workers = [threading.Thread(target=self._load_groups, name=f"load-{n}", daemon=True) for n in range(count)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-        done.set()
-        watch.join()
 
     def _watch(self, done: threading.Event) -> None:
         """Give way to whoever waits longer than max_hold for a table we read, and end reads when the run is stopped."""
@@ -288,10 +295,13 @@ class Round:
                 raise gave_way(job.table)
         attempts = max(run.attempts[job.table] for job in group)
         figures = load_group(
-            session, incoming, attempts=attempts, ahead=self._ahead, also=self._also, keyed=self.keyed_load
+            session, incoming, attempts=attempts, ahead=self._ahead, also=self._also, keyed=self._make_load
         )
         for one, counted in zip(incoming, figures, strict=True):
             self._land(one, counted)
+
+    def _make_load(self, session: Session, incoming: Incoming, attempts: int) -> KeyedLoad:
+        return self.keyed_load(session, incoming, attempts)
 
     def _land(self, incoming: Incoming, figures: Figures) -> None:
         job, run = incoming.job, self.run
@@ -308,7 +318,11 @@ class Round:
         )
         with self.mutex:
             self.left = [chosen for chosen in self.left if chosen.table != job.table]
-            run.progress(job.table, len(run.records) - len(self.left), len(run.records))
+            self._tell_landed(job.table)
+
+    def _tell_landed(self, table: str) -> None:
+        """Tell how many tables are done. With the mutex held."""
+        self.run.progress(table, len(self.run.records) - len(self.left), len(self.run.records))
 
     def _settle_group(self, group: Sequence[Job], error: ReplicatorError) -> None:
         tables = {job.table for job in group}

@@ -24,15 +24,13 @@ from replicator.apply.merge import Target
 from replicator.batch import VERSION, Shape, TableSource, Totals
 from replicator.db import Connection
 from replicator.digest import BUCKETS, SLOTS, bucket_of, in_buckets, in_pages, in_slots
+from replicator.page_range import PAGE_BYTES, Pages
 from replicator.relation import Relation
 from replicator.strategy import MOST_COLUMNS
 
-PAGE_BYTES = 8192
 _PIECE_BYTES = 64 << 20
 _LEAST_PIECE_BYTES = 1 << 20
 _FETCHED_ROWS = 2000
-
-Pages = tuple[int, int | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,14 @@ class Control:
         """Take a table's lock until the transaction ends; False when another command has it."""
         return bool(_one(self._execute("try_lock_transaction", key=self.lock_key(f"table {table}")))["locked"])
 
+    def wait_for_shadow(self, name: str) -> None:
+        """Take a shadow's lock until the transaction ends, once whoever fills or merges it is done."""
+        self._execute("lock_transaction", key=self.lock_key(f"shadow {name}"))
+
+    def list_shadows(self, prefix: str) -> list[str]:
+        """Return the names of the shadows that begin with a prefix."""
+        return [row["name"] for row in self._execute("list_shadows", schema=self.schema, prefix=prefix).fetchall()]
+
     def wait_for_table(self, table: str) -> None:
         """Take a table's lock until the transaction ends, once whoever has it is done."""
         self._execute("lock_transaction", key=self.lock_key(f"table {table}"))

@@ -16,6 +16,7 @@ from psycopg import sql
 from replicator.apply import merge, sieve_merge
 from replicator.apply.comparison import Comparison, Pace, find_heap_bytes
 from replicator.apply.encode import encode_rows
+from replicator.apply.merge import Place
 from replicator.apply.sieve import Sieve
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.table_load import TableLoad, key_not_unique
@@ -93,13 +94,18 @@ class KeyedLoad(TableLoad):
             self.figures.rows_extracted += kept
             self._upsert(found, kept)
 
-    def _upsert(self, staging: str, staged: int) -> None:
+    @property
+    def _whole(self) -> Place:
+        """Return where every row of the source is staged after a full read."""
+        return self.staging
+
+    def _upsert(self, staging: Place, staged: int) -> None:
         if self.sieve is None:
             self._write_staged(staging, staged)
         else:
             self.sieve.land(staging, staged)
 
-    def _write_staged(self, staging: str, staged: int) -> None:
+    def _write_staged(self, staging: Place, staged: int) -> None:
         try:
             with self.session.connection.transaction():
                 written, inserted = self._merge(staging)
@@ -111,7 +117,7 @@ class KeyedLoad(TableLoad):
         self.figures.rows_updated += written - inserted
         self.figures.rows_unchanged += staged - written
 
-    def _merge(self, staging: str) -> tuple[int, int]:
+    def _merge(self, staging: Place) -> tuple[int, int]:
         """Run the upsert; return (written, inserted) rows."""
         if self.target.partitioned:
             inserted = self._count(merge.count_new(self.target, staging))
@@ -122,7 +128,7 @@ class KeyedLoad(TableLoad):
             raise key_not_unique(self.job, error.sqlstate) from error
         return (row["written"], row["inserted"]) if row else (0, 0)
 
-    def _hand_over(self, staging: str, taken: psycopg.errors.UniqueViolation) -> tuple[int, int]:
+    def _hand_over(self, staging: Place, taken: psycopg.errors.UniqueViolation) -> tuple[int, int]:
         """Write rows that take over a unique value: deletes go ahead, where they go no further than the rows."""
         members = [member.oid for member in self.relation.members]
         if not self.session.replica and deletes_go_on(self.session.connection, members):
@@ -162,13 +168,13 @@ class KeyedLoad(TableLoad):
             return
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
         if self.reading.load_type == FULL:
-            self._delete(self.staging, None, here)
+            self._delete(self._whole, None, here)
             return
         self._read_keys(self.incoming.source.read_keys(self.shape))
         self._delete(self.keys, None, here)
         self._run(merge.drop_staging(self.keys))
 
-    def _exchange(self, staging: str) -> tuple[int, int]:
+    def _exchange(self, staging: Place) -> tuple[int, int]:
         """Write rows that swap a unique value among themselves: delete, then insert."""
         kept = f"replicator_kept_{self.job.batch_id}"
         try:
@@ -200,7 +206,7 @@ class KeyedLoad(TableLoad):
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
         self._check_source_has_rows(self.staged, here)
         self._ensure_staging()
-        self._delete(self.staging, None, here)
+        self._delete(self._whole, None, here)
         self._check_key(self.staged)
 
     def _remove_by_keys(self) -> None:
@@ -233,7 +239,7 @@ class KeyedLoad(TableLoad):
         if not self._copy_to_new(self.keys, self.target.key, pieces):
             self._run(merge.create_staging(self.target, self.keys, self.target.key))
 
-    def _delete(self, keys: str, only: sql.Composable | None, here: int) -> None:
+    def _delete(self, keys: Place, only: sql.Composable | None, here: int) -> None:
         gone = self._count(merge.count_vanished(self.target, keys, only))
         # A part of what was here before this load: a wrong source ten times as large is a wrong source.
         self._check_deletes(gone, here - self.figures.rows_inserted)
@@ -258,7 +264,7 @@ class KeyedLoad(TableLoad):
         self._upsert(name, read)
         self.figures.rows_unchanged = unchanged
 
-    def _take_refused_out(self, staging: str) -> int:
+    def _take_refused_out(self, staging: Place) -> int:
         return self.sieve.take_out(staging) if self.sieve else 0
 
     def finish(self) -> None:

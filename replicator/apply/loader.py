@@ -29,16 +29,16 @@ def load_group(
     attempts: int,
     also: Callable[[Session, Incoming], None] | None = None,
     ahead: Callable[[Session, Incoming], None] | None = None,
-    keyed: type[KeyedLoad] = KeyedLoad,
+    keyed: Callable[[Session, Incoming, int], TableLoad] = KeyedLoad,
 ) -> list[Figures]:
     """Load tables in one target transaction, parents first; return their figures in order.
 
-    keyed: how tables with a key are loaded. ahead, also: what else belongs into the transaction with each table, once
-    it is locked and at the end.
+    keyed: makes the load of a table with a key. ahead, also: what else belongs into the transaction with each table,
+    once it is locked and at the end.
     Raises our errors, with nothing of the group changed. A lost answer to COMMIT is the caller's to settle: the
     batch's own row tells whether it landed.
     """
-    loads = [_choose_load(incoming, keyed)(session, incoming, attempts) for incoming in group]
+    loads = [(keyed if incoming.job.mapping.key else MultisetLoad)(session, incoming, attempts) for incoming in group]
     current = loads[0]
     try:
         with session.connection.transaction():
@@ -76,7 +76,3 @@ def _refuse_null(job: Job, error: psycopg.errors.NotNullViolation) -> Replicator
         sqlstate=error.sqlstate,
         table=job.table,
     )
-
-
-def _choose_load(incoming: Incoming, keyed: type[KeyedLoad]) -> type[TableLoad]:
-    return keyed if incoming.job.mapping.key else MultisetLoad

@@ -14,6 +14,9 @@ from replicator.digest import Digest, hash_columns
 
 DELETED_AT = "_deleted_at"
 
+Place = str | sql.Identifier
+"""Where rows are staged: the name of a temporary table of this session, or the qualified name of a shadow."""
+
 
 @dataclass(frozen=True, slots=True)
 class TargetColumn:
@@ -53,9 +56,9 @@ class Target:
         return self.soft or DELETED_AT in self.extra
 
 
-def staging_name(name: str) -> sql.Identifier:
-    """Return the qualified name of a temporary table of this session."""
-    return sql.Identifier("pg_temp", name)
+def staging_name(name: Place) -> sql.Identifier:
+    """Return the qualified name of what rows are staged in."""
+    return name if isinstance(name, sql.Identifier) else sql.Identifier("pg_temp", name)
 
 
 def create_staging(
@@ -81,7 +84,52 @@ def create_staging(
     )
 
 
-def drop_staging(name: str) -> sql.Composed:
+def create_shadow(target: Target, shadow: sql.Identifier) -> sql.Composed:
+    """Return the statement that makes an empty staging table for every session to see.
+
+    Nothing vacuums or analyzes it by itself: the load does what is needed, and drops it.
+    """
+    return sql.SQL(
+        "CREATE UNLOGGED TABLE {} WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false)"
+        " AS SELECT {} FROM {} WITH NO DATA"
+    ).format(shadow, _names(_column_names(target)), target.table)
+
+
+def drop_left(shadow: sql.Identifier) -> sql.Composed:
+    """Return the statement that drops a shadow if it is there."""
+    return sql.SQL("DROP TABLE IF EXISTS {}").format(shadow)
+
+
+def stage_differing(target: Target, shadow: sql.Identifier, name: str) -> sql.Composed:
+    """Return the statement that stages those rows of a shadow that the target lacks or holds otherwise.
+
+    ON CONFLICT locks each row of the target before it finds that most are equal, and so writes to every page and to the
+    WAL. This reads, and may do so in parallel, which no statement over a temporary table may.
+    """
+    return sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} AS s WHERE {}").format(
+        sql.Identifier(name), _qualified("s", _column_names(target)), shadow, _unlike_target(target)
+    )
+
+
+def count_unlike(target: Target, shadow: sql.Identifier, percent: float) -> sql.Composed:
+    """Return (rows, differing) of a sample of a shadow: rows that the target lacks or holds otherwise."""
+    return sql.SQL(
+        "SELECT count(*) AS rows, count(*) FILTER (WHERE {}) AS differing FROM {} AS s TABLESAMPLE SYSTEM ({})"
+    ).format(_unlike_target(target), shadow, sql.Literal(percent))
+
+
+def _unlike_target(target: Target) -> sql.Composed:
+    return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {} AND NOT {})").format(
+        target.table, same_key(target, "s"), _differs(target, "s")
+    )
+
+
+def count_staged(staging: Place) -> sql.Composed:
+    """Return how many rows are staged."""
+    return sql.SQL("SELECT count(*) AS rows FROM {}").format(staging_name(staging))
+
+
+def drop_staging(name: Place) -> sql.Composed:
     """Return the statement that drops a staging table before its transaction ends."""
     return sql.SQL("DROP TABLE {}").format(staging_name(name))
 
@@ -124,14 +172,14 @@ def sum_target_buckets(
     ).format(bucket=bucket, hashed=hashed, table=target.table, where=sql.SQL(" AND ").join(wheres))
 
 
-def count_new(target: Target, staging: str) -> sql.Composed:
+def count_new(target: Target, staging: Place) -> sql.Composed:
     """Return how many staged keys are no live row of the target yet."""
     return sql.SQL("SELECT count(*) AS rows FROM {} AS s WHERE {}").format(
         staging_name(staging), _absent_from_target(target)
     )
 
 
-def count_missed(target: Target, staging: str, mark: str | None) -> sql.Composed:
+def count_missed(target: Target, staging: Place, mark: str | None) -> sql.Composed:
     """Return how many staged rows the target lacks or holds otherwise; mark: only rows where it is false."""
     unmarked = sql.SQL("NOT s.{}").format(sql.Identifier(mark)) if mark else sql.SQL("true")
     return sql.SQL(
@@ -147,12 +195,12 @@ def count_missed(target: Target, staging: str, mark: str | None) -> sql.Composed
     )
 
 
-def count_vanished(target: Target, keys: str, only: sql.Composable | None) -> sql.Composed:
+def count_vanished(target: Target, keys: Place, only: sql.Composable | None) -> sql.Composed:
     """Return how many live rows of the target are not among the keys; only: a condition on `t`."""
     return sql.SQL("SELECT count(*) AS rows FROM {} AS t WHERE {}").format(target.table, _vanished(target, keys, only))
 
 
-def delete_vanished(target: Target, keys: str, only: sql.Composable | None) -> sql.Composed:
+def delete_vanished(target: Target, keys: Place, only: sql.Composable | None) -> sql.Composed:
     """Return the statement that deletes them, or marks them as deleted."""
     condition = _vanished(target, keys, only)
     if target.soft:
@@ -162,7 +210,7 @@ def delete_vanished(target: Target, keys: str, only: sql.Composable | None) -> s
     return sql.SQL("DELETE FROM {} AS t WHERE {}").format(target.table, condition)
 
 
-def upsert(target: Target, staging: str) -> sql.Composed:
+def upsert(target: Target, staging: Place) -> sql.Composed:
     """Return the statement that inserts new rows and rewrites those that differ in any byte.
 
     Equal rows are left alone by record_image_ne: IS DISTINCT FROM has no operator for json and point, and takes 1.0
@@ -189,7 +237,7 @@ def upsert(target: Target, staging: str) -> sql.Composed:
     )
 
 
-def count_upsert(target: Target, staging: str) -> sql.Composed:
+def count_upsert(target: Target, staging: Place) -> sql.Composed:
     """Return the upsert as a query for (written, inserted) rows. A partitioned table cannot tell xmax: use `upsert`."""
     return sql.SQL(
         "WITH w AS ({} RETURNING t.xmax = '0'::xid AS is_new)"
@@ -197,7 +245,7 @@ def count_upsert(target: Target, staging: str) -> sql.Composed:
     ).format(upsert(target, staging))
 
 
-def keep_extra(target: Target, staging: str, kept: str) -> sql.Composed:
+def keep_extra(target: Target, staging: Place, kept: str) -> sql.Composed:
     """Return the statement that sets aside the rows an exchange is about to replace, with what only the target has."""
     return sql.SQL(
         "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} AS t JOIN {} AS s ON {} WHERE {}"
@@ -218,7 +266,7 @@ def delete_kept(target: Target, kept: str) -> sql.Composed:
     )
 
 
-def insert_kept(target: Target, staging: str, kept: str) -> sql.Composed:
+def insert_kept(target: Target, staging: Place, kept: str) -> sql.Composed:
     """Return the statement that puts their new versions in, with the target's own columns carried over."""
     extra = [name for name in target.extra if name != DELETED_AT]
     same = same_columns(target.key, target.equality, "t", "s")
@@ -339,7 +387,7 @@ def _absent_from_target(target: Target) -> sql.Composed:
     )
 
 
-def _vanished(target: Target, keys: str, only: sql.Composable | None) -> sql.Composed:
+def _vanished(target: Target, keys: Place, only: sql.Composable | None) -> sql.Composed:
     condition = sql.SQL("{} AND NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(
         live(target), staging_name(keys), same_key(target, "s")
     )

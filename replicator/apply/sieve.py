@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from replicator.apply import merge, sieve_merge
-from replicator.apply.merge import Target
+from replicator.apply.merge import Place, Target
 from replicator.batch import Figures
 from replicator.changes import KeyText
 from replicator.db import Connection, translate
@@ -39,7 +39,7 @@ class Sieve:
         number: int,
         figures: Figures,
         *,
-        write: Callable[[str, int], None],
+        write: Callable[[Place, int], None],
         make_way: Callable[[], None],
     ) -> None:
         self._connection, self._table, self._target, self._figures = connection, table, target, figures
@@ -49,7 +49,7 @@ class Sieve:
         self._has_made_way = False
         self.refused: dict[KeyText, DataRefused] = {}
 
-    def land(self, staging: str, rows: int) -> None:
+    def land(self, staging: Place, rows: int) -> None:
         """Bring in what the target takes of the staged rows. Raises our errors when it refuses too many."""
         if self._try(staging, rows) is None:
             return
@@ -60,7 +60,7 @@ class Sieve:
             self._quarantine(place, error)
         self._run(merge.drop_staging(self._aside))
 
-    def _sift(self, staging: str, rows: int, depth: int, errors: list[DataRefused]) -> None:
+    def _sift(self, staging: Place, rows: int, depth: int, errors: list[DataRefused]) -> None:
         """Land the two halves of rows that did not land together; single rows that are refused go aside.
 
         Each half is a copy, so that one bad row of n costs the copying of 2n rows and not of n log n.
@@ -100,7 +100,7 @@ class Sieve:
         self._run(merge.drop_staging(self._part))
         return error
 
-    def _try(self, staging: str, rows: int) -> DataRefused | None:
+    def _try(self, staging: Place, rows: int) -> DataRefused | None:
         """Write rows in a savepoint; return why one of them was refused, with all of it undone."""
         before = replace(self._figures)
         try:
@@ -142,7 +142,7 @@ class Sieve:
         self.refused[tuple(text.encode() for text in row["key"])] = error
         self._figures.rows_quarantined += 1
 
-    def take_out(self, staging: str) -> int:
+    def take_out(self, staging: Place) -> int:
         """Take rows and keys out of a staging table that were refused already; return how many."""
         return self._run(sieve_merge.drop_keys(self._target, staging, self._keys)) if self.refused else 0
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from replicator.apply.merge import Target, same_columns, staging_name
+from replicator.apply.merge import Place, Target, same_columns, staging_name
 
 
-def create_part(target: Target, staging: str, part: str, first: int, rows: int) -> sql.Composed:
+def create_part(target: Target, staging: Place, part: str, first: int, rows: int) -> sql.Composed:
     """Return the statement that copies `rows` rows of a staging table from the place `first` on, in their order."""
     names = [sql.Identifier("s", column.name) for column in target.columns]
     return sql.SQL(
@@ -24,7 +24,7 @@ def create_part(target: Target, staging: str, part: str, first: int, rows: int) 
     )
 
 
-def append_part(target: Target, staging: str, part: str, first: int) -> sql.Composed:
+def append_part(target: Target, staging: Place, part: str, first: int) -> sql.Composed:
     """Return the statement that adds the row at the place `first` of a staging table to a part."""
     names = [sql.Identifier("s", column.name) for column in target.columns]
     return sql.SQL("INSERT INTO {} SELECT {} FROM {} AS s ORDER BY s.ctid OFFSET {} LIMIT 1").format(
@@ -32,25 +32,25 @@ def append_part(target: Target, staging: str, part: str, first: int) -> sql.Comp
     )
 
 
-def add_keys(target: Target, staging: str, keys: str) -> sql.Composed:
+def add_keys(target: Target, staging: Place, keys: str) -> sql.Composed:
     """Return the statement that adds the keys of staged rows to a table of keys."""
     names = sql.SQL(", ").join(sql.Identifier("s", name) for name in target.key)
     return sql.SQL("INSERT INTO {} SELECT {} FROM {} AS s").format(staging_name(keys), names, staging_name(staging))
 
 
-def read_keys(target: Target, staging: str) -> sql.Composed:
+def read_keys(target: Target, staging: Place) -> sql.Composed:
     """Return the query for staged keys, as the types' output functions write them."""
     # A cast to text would write booleans and blank-padded strings otherwise than everybody who reads them.
     texts = sql.SQL(", ").join(sql.SQL("format('%s', s.{})").format(sql.Identifier(name)) for name in target.key)
     return sql.SQL("SELECT ARRAY[{}] AS key FROM {} AS s").format(texts, staging_name(staging))
 
 
-def drop_keys(target: Target, staging: str, keys: str) -> sql.Composed:
+def drop_keys(target: Target, staging: Place, keys: str) -> sql.Composed:
     """Return the statement that deletes staged rows that have one of the keys."""
     return sql.SQL("DELETE FROM {} AS s WHERE {}").format(staging_name(staging), _has_key(target, keys))
 
 
-def keep_keys(target: Target, staging: str, keys: str) -> sql.Composed:
+def keep_keys(target: Target, staging: Place, keys: str) -> sql.Composed:
     """Return the statement that deletes staged rows that have none of the keys."""
     return sql.SQL("DELETE FROM {} AS s WHERE NOT {}").format(staging_name(staging), _has_key(target, keys))
 

@@ -6,7 +6,7 @@ psycopg's `Copy` drives a generator for each row; reading the messages from the 
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import psycopg
 from psycopg import pq, sql
@@ -20,18 +20,17 @@ _WAIT_S = 60.0
 _BINARY_EMPTY_BYTES = 11 + 4 + 4 + 2
 
 
-def copy_out(connection: Connection, statement: sql.Composed, *, binary: bool) -> Iterator[bytes]:
+def copy_out(connection: Connection, statement: sql.Composed, *, binary: bool) -> Generator[bytes, None, int]:
     """Yield the data of a COPY TO STDOUT in pieces of about 256 kB; nothing at all when there is no row.
 
-    An iterator that is not read to its end leaves the connection in the middle of a COPY: close it then. Raises
-    psycopg errors of the server, PassingError when the connection breaks.
+    Returns how many rows the server says that it sent. An iterator that is not read to its end leaves the connection in
+    the middle of a COPY: close it then. Raises psycopg errors of the server, PassingError when the connection breaks.
     """
     pgconn = connection.pgconn
     pgconn.send_query(statement.as_bytes(connection))
     result = _next_result(pgconn)
     if result is None or result.status != pq.ExecStatus.COPY_OUT:
-        _finish(pgconn, result)
-        return
+        return _finish(pgconn, result)
     waiting: list[bytes] = []
     size = total = 0
     get, descriptor = pgconn.get_copy_data, [pgconn.socket]
@@ -50,9 +49,10 @@ def copy_out(connection: Connection, statement: sql.Composed, *, binary: bool) -
             pgconn.consume_input()
         else:
             break
-    _finish(pgconn, _next_result(pgconn))
+    rows = _finish(pgconn, _next_result(pgconn))
     if waiting and (total or not binary or size > _BINARY_EMPTY_BYTES):
         yield b"".join(waiting)
+    return rows
 
 
 def _next_result(pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
@@ -63,9 +63,11 @@ def _next_result(pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
     return pgconn.get_result()
 
 
-def _finish(pgconn: pq.abc.PGconn, result: pq.abc.PGresult | None) -> None:
+def _finish(pgconn: pq.abc.PGconn, result: pq.abc.PGresult | None) -> int:
     failed: pq.abc.PGresult | None = None
+    rows = 0
     while result is not None:
+        rows += result.command_tuples or 0
         if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
             failed = result
         result = _next_result(pgconn)
@@ -77,3 +79,4 @@ def _finish(pgconn: pq.abc.PGconn, result: pq.abc.PGresult | None) -> None:
         )
     if failed is not None:
         raise psycopg.errors.error_from_result(failed, encoding="utf-8")
+    return rows

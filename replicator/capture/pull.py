@@ -7,7 +7,7 @@ A watcher session, outside any transaction, observes open transactions and sees 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from replicator.capture.copyout import copy_out
 from replicator.db import Connection, connect, translate, translated
 from replicator.digest import bucket_of, hash_columns, in_buckets, in_pages, in_slots
 from replicator.errors import PassingError, ReplicatorError
+from replicator.page_range import Pages
 from replicator.position import Lsn, wrap_xid
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import FOREIGN, MATVIEW, Relation
@@ -265,11 +266,11 @@ class TableReader:
     def _outputs(self, shape: Shape) -> list[Output]:
         return [output for output in self.mapping.outputs if output.name in shape.spellings]
 
-    def _copy(self, query: sql.Composed, shape: Shape) -> Iterator[bytes]:
+    def _copy(self, query: sql.Composed, shape: Shape) -> Generator[bytes, None, int]:
         options = sql.SQL("FORMAT binary" if shape.binary else "FORMAT text")
         statement = sql.SQL("COPY ({}) TO STDOUT ({})").format(query, options)
         try:
-            yield from copy_out(self.reader.connection, statement, binary=shape.binary)
+            return (yield from copy_out(self.reader.connection, statement, binary=shape.binary))
         except psycopg.Error as error:
             raise translate(error, side="source", table=self.table) from error
 
@@ -288,6 +289,10 @@ class TableReader:
     def read_all(self, shape: Shape) -> Iterator[bytes]:
         """Yield every row."""
         return self._copy(self._select(shape), shape)
+
+    def read_pages(self, shape: Shape, pages: Pages) -> Generator[bytes, None, int]:
+        """Yield the rows that lie in a range of pages of each heap; return how many the source sent."""
+        return self._copy(self._select(shape, in_pages(pages)), shape)
 
     def _select(
         self, shape: Shape, *conditions: sql.Composable | None, due: sql.Composable | None = None

@@ -188,7 +188,8 @@ def resync(
     tables: Tables = None,
     yes: Annotated[bool, typer.Option("--yes", help="Really do it.")] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
+        int | None,
+        typer.Option("--jobs", min=1, max=64, help="Tables at a time, or ranges of a large one.", show_default=False),
     ] = None,
     triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
     execution_id: ExecutionId = None,

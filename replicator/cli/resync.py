@@ -31,7 +31,7 @@ def run_resync(
             mend="say --yes; `replicator verify` shows what differs, and writes nothing",
         )
     with open_run(settings) as conninfo, stop_on_signal() as stop:
-        with progress_bar() as progress:
+        with progress_bar("parts") as progress:
             result = resync(
                 settings,
                 conninfo,

@@ -102,8 +102,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def progress_bar(*, of_bytes: bool = False) -> Iterator[ProgressHook | None]:
-    """Yield a hook that moves a bar on the terminal; None where there is no terminal. of_bytes: else of tables."""
+def progress_bar(counted: str = "tables", *, of_bytes: bool = False) -> Iterator[ProgressHook | None]:
+    """Yield a hook that moves a bar on the terminal; None where there is no terminal. counted: what it counts."""
     if not shows_progress():
         yield None
         return
@@ -113,5 +113,5 @@ def progress_bar(*, of_bytes: bool = False) -> Iterator[ProgressHook | None]:
     count = DownloadColumn() if of_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("read" if of_bytes else "tables", total=None)
+        task = bar.add_task(counted, total=None)
         yield lambda _table, done, total: bar.update(task, completed=done, total=total)

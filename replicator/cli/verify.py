@@ -33,7 +33,7 @@ def run_verify(
     settings = open_settings(config)
     look = Look(show_values, None if max_rate is None else max_rate * 1_000_000)
     with open_run(settings) as conninfo, stop_on_signal() as stop:
-        with progress_bar(of_bytes=True) as progress:
+        with progress_bar("read", of_bytes=True) as progress:
             result = verify(
                 settings,
                 conninfo,

@@ -28,6 +28,21 @@ select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 
 -- As try_lock_transaction, but waits; lock_timeout bounds it.
 select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) is null as locked;
 
+-- name: list_shadows
+-- prefix: how the names of a pipeline's shadows begin.
+select c.relname::text as name
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = :'schema' and c.relkind = 'r' and pg_catalog.starts_with(c.relname::text, :'prefix')
+order by 1;
+
+-- name: list_grantees
+-- shadow: its qualified name. Who may do anything with it beside its owner; '' for everybody.
+select distinct coalesce(r.rolname::text, '') as grantee
+from pg_catalog.pg_class c
+cross join lateral pg_catalog.aclexplode(c.relacl) a
+left join pg_catalog.pg_roles r on r.oid = a.grantee
+where c.oid = :'shadow'::text::regclass and a.grantee <> c.relowner;
+
 -- name: save_shape
 update :"control".table_state set
     source_oid = :'source_oid', columns = :'columns'::text::jsonb, enum_labels = :'enum_labels'::text::jsonb
