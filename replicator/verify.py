@@ -330,10 +330,10 @@ class VerifyRound(Round):
 
     def _check_not_ahead(self, session: Session, job: Job) -> None:
         """Raise PassingError when a sync has brought a younger snapshot meanwhile: it would look like differences."""
-        record = session.control.read_records().get(job.table)
-        if record is None or record.state.snapshot_at is None:
+        snapshot_at = session.control.read_snapshot_time(job.table)
+        if snapshot_at is None:
             raise not_synced(job.table)
-        if record.state.snapshot_at > self.snapshot.facts.clock:
+        if snapshot_at > self.snapshot.facts.clock:
             raise PassingError(
                 f"{job.table} was synced in the meantime",
                 why="its rows are younger than the snapshot they would be compared with",

@@ -159,6 +159,11 @@ class Control:
         """Return what is known of every table of the pipeline."""
         return {row["table_name"]: _record(row) for row in self._execute("read_states").fetchall()}
 
+    def read_snapshot_time(self, table: str) -> datetime | None:
+        """Return when the snapshot was taken that a table was last brought to; None before its first sync."""
+        row = self._execute("read_snapshot_time", table_name=table).fetchone()
+        return row["snapshot_at"] if row else None
+
     def start_batches(
         self, execution_id: UUID, tables: Sequence[str], *, path: str, triggered_by: str
     ) -> dict[str, int]:

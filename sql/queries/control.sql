@@ -96,6 +96,10 @@ select s.table_name, s.target_name, s.epoch, s.strategy, s.guarantee, s.fingerpr
 from :"control".table_state s
 where s.pipeline = :'pipeline';
 
+-- name: read_snapshot_time
+-- When the snapshot was taken that a table's rows are of, or are ahead of.
+select snapshot_at from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name';
+
 -- name: start_batches
 -- tables: source names. One `running` row for each, committed before anything is read.
 insert into :"control".etl_control (execution_id, pipeline, table_name, path, triggered_by, status)
