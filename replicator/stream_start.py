@@ -245,7 +245,8 @@ class StreamStart:
                     sender.cancel()
             (slot,) = made
             if isinstance(slot, ReplicatorError):
-                raise slot
+                # We were asked to end, and have ended the wait ourselves: no fault of anybody.
+                raise _wait_ended(name) if self.stop.is_set() and slot.sqlstate == "57014" else slot
             self.log.info("slot_created", slot=name, lsn=str(slot.consistent_point))
             yield slot
 
@@ -343,3 +344,12 @@ class StreamStart:
             else:
                 self.tables[table.table] = streamed
         return missing
+
+
+def _wait_ended(slot: str) -> PassingError:
+    return PassingError(
+        f"the wait for the slot {slot} was ended",
+        why="a signal asked the process to end",
+        mend="nothing is lost: run it again",
+        id="interrupted",
+    )

@@ -290,6 +290,24 @@ def test_a_slot_that_was_advanced_behind_our_back_is_a_gap(streamed: Pair) -> No
     streamed.assert_equal("public.t")
 
 
+def test_a_listener_that_waits_for_a_slot_ends_well_when_it_is_asked_to(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    with streamed.source_server.connect(streamed.source_db) as open_one, open_one.transaction():
+        open_one.execute("insert into t values (1)")
+        for args, exit_code in ((("listen",), 0), (("listen", "--until-caught-up"), 1)):
+            with streamed.popen(*args) as waiting:
+                wait_until(lambda it=waiting: "slot_awaited" in it.stderr, what="the wait for the slot")  # type: ignore[misc]
+                waiting.send(signal.SIGTERM)
+                finished = waiting.wait(20, check=exit_code)
+            assert "source_error" not in finished.stderr
+            assert ("error [interrupted]" in finished.stderr) is bool(exit_code)
+    assert streamed.control_rows(status="failed", error_code="source_error") == []
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+
+
 def test_a_sync_leaves_live_tables_to_the_listener_and_takes_the_others(streamed: Pair) -> None:
     streamed.source.execute(
         "create table t (id int primary key); insert into t values (1); create view v as select id from t"
