@@ -320,12 +320,12 @@ class Pair:
 def _drop_slots_of(server: Server, database: str) -> None:
     """Drop what slots a test left in its database: with one it cannot be dropped."""
     query = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s and not active"
-    left = "select count(*) from pg_replication_slots where database = %s"
+    left = "select from pg_replication_slots where database = %s"
 
     def is_free() -> bool:
-        server.execute(query, [database])
-        ((count,),) = server.execute(left, [database])
-        return bool(count == 0)
+        with server.connect() as admin:
+            admin.execute(query, [database])
+            return not admin.execute(left, [database]).rowcount
 
     wait_until(is_free, what=f"the slots of {database} are gone")
 
