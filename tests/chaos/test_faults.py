@@ -16,7 +16,7 @@ from psycopg import sql
 
 from replicator import patience, pipeline
 from replicator.db import connect
-from replicator.errors import PassingError
+from replicator.errors import OperatorError, PassingError, PreflightError
 from tests.chaos.moment import (
     SLOWLY,
     held_merge,
@@ -677,6 +677,24 @@ def test_a_backup_taken_in_the_middle_of_a_run_is_as_good(scene: Pair) -> None:
     assert_settled(scene)
 
 
+@pytest.mark.hazard("F9")
+def test_a_database_that_is_made_anew_is_waited_for_by_whoever_was_connected_before(pair: Pair) -> None:
+    backup = back_up(pair)
+    pair.target.close()
+    pair.target_server.drop_database(pair.target_db)
+    with pytest.raises(PreflightError, match="no connection to the target"):
+        connect(pair.target_dsn, side="target", first=True)
+    with pytest.raises(OperatorError, match="no connection to the target") as stopped:
+        connect(pair.target_dsn, side="target", timeout_s=0.5)
+    assert stopped.value.exit_code == 1
+    restoring = threading.Timer(0.5, rename_database, [pair, backup])
+    restoring.start()
+    with connect(pair.target_dsn, side="target") as connection:
+        assert connection.info.dbname == pair.target_db
+    restoring.join()
+    pair.target = pair.target_server.connect(pair.target_db)
+
+
 def back_up(pair: Pair) -> str:
     """Copy the target's database and return the copy's name."""
     pair.target.close()
@@ -698,6 +716,10 @@ def restore(pair: Pair, backup: str) -> None:
     """Put the copy in the place of the target's database."""
     pair.target.close()
     pair.target_server.drop_database(pair.target_db)
+    rename_database(pair, backup)
+    pair.target = pair.target_server.connect(pair.target_db)
+
+
+def rename_database(pair: Pair, backup: str) -> None:
     rename = sql.SQL("alter database {} rename to {}")
     pair.target_server.execute(rename.format(sql.Identifier(backup), sql.Identifier(pair.target_db)))
-    pair.target = pair.target_server.connect(pair.target_db)
