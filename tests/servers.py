@@ -531,8 +531,12 @@ class Cluster(Server):
         return standby.start()
 
     def wait_for_replay(self, primary: Cluster, timeout_s: float = 30.0) -> None:
-        """Wait until this standby has replayed all that its primary has written so far."""
-        ((lsn,),) = primary.execute("select pg_current_wal_insert_lsn()::text")
+        """Wait until this standby has replayed all that its primary has committed so far.
+
+        What comes behind that, a page's header as after every base backup or a record that no commit has flushed,
+        arrives on an idle server with the next note of the running transactions: after 15 seconds.
+        """
+        ((lsn,),) = primary.execute("select pg_current_wal_flush_lsn()::text")
         query = "select coalesce(pg_last_wal_replay_lsn() >= %s::pg_lsn, false)"
         wait_until(lambda: self.execute(query, [lsn])[0][0], timeout_s=timeout_s, what=f"the standby replayed {lsn}")
 
