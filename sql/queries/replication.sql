@@ -98,7 +98,8 @@ select pg_catalog.pg_drop_replication_slot(:'slot');
 
 -- name: end_of_wal
 select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
-            else pg_catalog.pg_current_wal_insert_lsn() end::text as lsn;
+            else pg_catalog.pg_current_wal_insert_lsn() end::text as lsn,
+       pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')) as segment_bytes;
 
 -- name: oldest_xid
 -- First half of a pair; `end_of_wal`, read after it, is the second: once all up to there is applied, all older is too.
