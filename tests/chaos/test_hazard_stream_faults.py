@@ -97,7 +97,11 @@ def test_a_prepared_transaction_lands_when_it_commits(streamed: Pair) -> None:
 
 
 def is_fresher_than(pair: Pair, moment: datetime) -> bool:
-    """Say whether the target has all that was committed before a moment, and the listener has saved that."""
+    """Say whether the target has all that was committed before a moment, and the listener has saved that.
+
+    An idle source sends what no commit has flushed after 15 seconds: so this commits something.
+    """
+    pair.source.execute("select pg_logical_emit_message(true, 'nothing', '')")
     return bool(pair.target.execute("select from replicator.listener where fresh_at > %s", [moment]).rowcount)
 
 
@@ -113,7 +117,9 @@ def test_a_transaction_prepared_before_a_gap_is_found_after_it(streamed: Pair) -
     with listening(streamed):
         wait_until_equal(streamed, *NAMES)
         # What a repair begins with is saved with the freshness: without this it would be that of the first copy.
-        wait_until(lambda: is_fresher_than(streamed, prepared_at), what="what a repair begins with is saved")
+        wait_until(
+            lambda: is_fresher_than(streamed, prepared_at), what="what a repair begins with is saved", interval_s=0.2
+        )
     wait_for_free_slot(streamed)
     streamed.source.execute("select pg_drop_replication_slot(%s)", [streamed.slot])
     streamed.source.execute("commit prepared 'a'")
