@@ -63,13 +63,23 @@ class Forked:
 
 
 def start_command(
-    args: tuple[str, ...], folder: Path, environment: Mapping[str, str], out: Path, err: Path, *, afresh: bool = False
+    args: tuple[str, ...],
+    folder: Path,
+    environment: Mapping[str, str],
+    out: Path,
+    err: Path,
+    *,
+    afresh: bool = False,
+    constants: Mapping[str, float] | None = None,
 ) -> Command:
-    """Start `replicator ARGS` in `folder`, streams to files, as the leader of a session of its own."""
+    """Start `replicator ARGS` in `folder`, streams to files, as the leader of a session of its own.
+
+    constants: what a forked command has instead of the package's, by full names.
+    """
     out.touch()
     err.touch()
     if not afresh and not os.environ.get(AFRESH):
-        return _fork(args, folder, dict(environment), out, err)
+        return _fork(args, folder, dict(environment), out, err, dict(constants or {}))
     with out.open("wb") as stdout, err.open("wb") as stderr:
         return subprocess.Popen(
             [sys.executable, "-m", "replicator", *args],
@@ -86,15 +96,19 @@ def kill_group(command: Command) -> None:
         command.send_signal(signal.SIGKILL)
 
 
-def _fork(args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> Forked:
+def _fork(
+    args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path, constants: dict[str, float]
+) -> Forked:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
-    process = context.Process(target=run_command, args=(args, folder, environment, out, err), daemon=True)
+    process = context.Process(target=run_command, args=(args, folder, environment, out, err, constants), daemon=True)
     process.start()
     return Forked(process)
 
 
-def run_command(args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+def run_command(
+    args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path, constants: dict[str, float]
+) -> None:
     """Become the command: session, directory, environment and streams as a shell would set them, then `main`."""
     os.setsid()
     os.chdir(folder)
@@ -109,6 +123,11 @@ def run_command(args: tuple[str, ...], folder: Path, environment: dict[str, str]
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     sys.argv = ["replicator", *args]
+    for name, value in constants.items():
+        module, _, constant = name.rpartition(".")
+        holder = importlib.import_module(module)
+        assert hasattr(holder, constant), name
+        setattr(holder, constant, value)
     from replicator.cli import main
 
     main()
