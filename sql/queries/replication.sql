@@ -133,7 +133,9 @@ select c.oid::bigint as oid, pg_catalog.pg_relation_filenode(c.oid) is not disti
 from pg_catalog.pg_class c where c.oid = any (:'oids'::oid[]) and c.relkind in ('r', 'm');
 
 -- name: heartbeat
-select pg_catalog.pg_logical_emit_message(true, 'replicator', '') as lsn;
+-- Waits for no standby: one that is away would hold up whoever sends this.
+select pg_catalog.set_config('synchronous_commit', 'local', true),
+       pg_catalog.pg_logical_emit_message(true, 'replicator', '') as lsn;
 
 -- name: timeline
 -- pg_control_checkpoint() lags behind a promotion and pg_current_wal_lsn() fails on a standby, hence the two spellings.
