@@ -60,6 +60,8 @@ _PASSING_STATES = {"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "25P03"
 _REFUSED_CLASSES = ("22", "23", "44")
 _FATAL_BUT_PASSING = re.compile(r"starting up|shutting down|recovery|too many|connection slots", re.IGNORECASE)
 _NEVER_ANSWERS = re.compile(r"could not translate host name|invalid|does not exist|No such file", re.IGNORECASE)
+# Said while a database is put back from a backup: it was dropped, renamed, or closed to everybody.
+_MADE_ANEW = re.compile(r'database ".*" (does not exist|is not currently accepting connections)')
 _RETRY_PAUSE_S = 0.2
 # A walsender knows the simple protocol only (PostgreSQL documentation, 55.4): values are merged into the statement on
 # this side, and nothing is prepared.
@@ -95,8 +97,9 @@ def connect(
     """Open an autocommit connection with a pinned session; one for `replication` speaks to a walsender.
 
     `side` (source or target) is for messages. Refused or silent servers are asked again until `timeout_s` is over; a
-    server that says no (password, database, pg_hba.conf) is not. Raises PreflightError for a `first` connection,
-    PassingError for a later one that only did not answer, OperatorError for a later one that was refused.
+    server that says no (password, database, pg_hba.conf) is not, but for a database that was there before: it may be
+    in the middle of a restore. Raises PreflightError for a `first` connection, PassingError for a later one that only
+    did not answer, OperatorError for a later one that was refused.
     """
     deadline = time.monotonic() + timeout_s
     kept = {k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)}
@@ -115,7 +118,8 @@ def connect(
         except psycopg.OperationalError as error:
             said = str(error)
             is_final = ("FATAL" in said and not _FATAL_BUT_PASSING.search(said)) or bool(_NEVER_ANSWERS.search(said))
-            if is_final or time.monotonic() + _RETRY_PAUSE_S >= deadline:
+            is_awaited = not is_final or (not first and bool(_MADE_ANEW.search(said)))
+            if not is_awaited or time.monotonic() + _RETRY_PAUSE_S >= deadline:
                 why = explain_refusal(said, conninfo)
                 raise _connect_error(why, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
             time.sleep(_RETRY_PAUSE_S)

@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 
 FIRST_NORMAL_XID = 3
+_PAGE_BYTES = 8192
+# Of a segment's first page, and of every other one (PostgreSQL source, access/xlog_internal.h).
+_FIRST_HEADER_BYTES, _HEADER_BYTES = 40, 24
 _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _XID_MODULUS = 1 << 32
 # Comparing 32-bit xids is right for distances below 2^31 (PostgreSQL documentation, 24.1.5); the margin leaves room for
@@ -28,6 +31,16 @@ class Lsn(int):
         return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"
 
     __repr__ = __str__
+
+
+def step_before_header(lsn: Lsn, segment_bytes: int) -> Lsn:
+    """Return where the last record ends, given where the next one will begin.
+
+    Between the two a page's header may lie, which is not sent before there is a record behind it.
+    """
+    within = lsn % _PAGE_BYTES
+    header_bytes = _FIRST_HEADER_BYTES if (lsn - within) % segment_bytes == 0 else _HEADER_BYTES
+    return Lsn(lsn - within) if within == header_bytes else lsn
 
 
 def measure_xid(xid: int, other: int) -> int:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+import psycopg
 from psycopg import sql
 
 from replicator.apply import difference, merge
@@ -24,9 +26,9 @@ from replicator.batch import VERSION
 from replicator.capture.copyout import copy_out
 from replicator.capture.lookup import TRANSACTION_OPEN, FreshReader, match_keys, read_open_writers
 from replicator.capture.pull import Reader, name_version
-from replicator.capture.source_state import read_end_of_wal
+from replicator.capture.source_state import read_end_of_wal, send_heartbeat
 from replicator.db import Connection, closing, translated
-from replicator.errors import PassingError
+from replicator.errors import PassingError, ReplicatorError
 from replicator.judgement import Look, TargetTable, judge, open_target_table, still
 from replicator.position import Lsn
 from replicator.rules import name_output
@@ -37,6 +39,7 @@ from replicator.verdict import Verdict, order_key
 LOOKS = 5
 _POLL_S = 0.05
 _STALLED_S = 60.0
+_IDLE_S = 0.5
 _OPEN_LIMIT_S = 10.0
 """How long a transaction that is open on the source is waited for; a longer one leaves what differs undecided."""
 CHUNK_KEYS = 2000
@@ -82,7 +85,7 @@ class StreamedLook:
 
     def _wait_for(self, high: Lsn) -> None:
         """Wait until the stream has passed a position. Raises PassingError when it stands still or has ended."""
-        last, since = None, time.monotonic()
+        last, since, has_sent = None, time.monotonic(), False
         while True:
             state = self.control.read_state()
             table = self.control.read_tables().get(self.job.table)
@@ -91,6 +94,9 @@ class StreamedLook:
                 return
             if position != last:
                 last, since = position, time.monotonic()
+            if not has_sent and time.monotonic() - since > _IDLE_S:
+                has_sent = True
+                self._send_heartbeat()
             if not self.control.is_listening() or time.monotonic() - since > _STALLED_S:
                 raise PassingError(
                     f"the listener does not come up to the snapshot of {self.job.table}",
@@ -101,6 +107,16 @@ class StreamedLook:
                 )
             if self.run.stop.wait(_POLL_S):
                 raise PassingError("the run was stopped", why="a signal asked the process to end", id="interrupted")
+
+    def _send_heartbeat(self) -> None:
+        """Commit on the source, if the role may: it sends only what is flushed, and when idle flushes every 15 seconds.
+
+        What an open transaction has written would be waited for that long.
+        """
+        if not self.run.settings.listen.heartbeat:
+            return
+        with suppress(psycopg.Error, ReplicatorError), closing(self.run.access.open()) as connection:
+            send_heartbeat(connection)
 
     def _look_again(self, fresh: FreshReader, watcher: Connection) -> SecondLook:
         """Compare once more, in a snapshot that sees all that the target holds by now.

@@ -110,7 +110,10 @@ class SharedServers:
         return self._servers[side, version]
 
     def _start(self, version: int) -> Server:
-        return Container(version) if engine_answers() else Cluster(version, self._workspace).start()
+        server = Container(version) if engine_answers() else Cluster(version, self._workspace).start()
+        # A database is a copy of this one, with the cache of the catalogue that the first connection leaves in it.
+        server.connect("template1").close()
+        return server
 
     def remove(self) -> None:
         """Stop them all."""

@@ -1,9 +1,9 @@
 """Start the tool as a process of its own without starting Python for it.
 
-A server process imports the package once, and forks for each command (`multiprocessing`'s forkserver). A command
-has its own pid, session, environment and exit code, and its death frees what it holds: only what Python does before
-the first line of `main` is spared, 0.3 of 0.5 seconds. REPLICATOR_TEST_AFRESH=1 starts Python each time, as
-`make test-all` does.
+A server process imports the package and builds the command tree once, and forks for each command
+(`multiprocessing`'s forkserver). A command has its own pid, session, environment and exit code, and its death frees
+what it holds: only what every start does alike before it reads its arguments is spared, 0.4 of 0.5 seconds.
+REPLICATOR_TEST_AFRESH=1 starts Python each time, as `make test-all` does.
 """
 
 from __future__ import annotations
@@ -63,13 +63,23 @@ class Forked:
 
 
 def start_command(
-    args: tuple[str, ...], folder: Path, environment: Mapping[str, str], out: Path, err: Path, *, afresh: bool = False
+    args: tuple[str, ...],
+    folder: Path,
+    environment: Mapping[str, str],
+    out: Path,
+    err: Path,
+    *,
+    afresh: bool = False,
+    constants: Mapping[str, float] | None = None,
 ) -> Command:
-    """Start `replicator ARGS` in `folder`, streams to files, as the leader of a session of its own."""
+    """Start `replicator ARGS` in `folder`, streams to files, as the leader of a session of its own.
+
+    constants: what a forked command has instead of the package's, by full names.
+    """
     out.touch()
     err.touch()
     if not afresh and not os.environ.get(AFRESH):
-        return _fork(args, folder, dict(environment), out, err)
+        return _fork(args, folder, dict(environment), out, err, dict(constants or {}))
     with out.open("wb") as stdout, err.open("wb") as stderr:
         return subprocess.Popen(
             [sys.executable, "-m", "replicator", *args],
@@ -86,15 +96,19 @@ def kill_group(command: Command) -> None:
         command.send_signal(signal.SIGKILL)
 
 
-def _fork(args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> Forked:
+def _fork(
+    args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path, constants: dict[str, float]
+) -> Forked:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
-    process = context.Process(target=run_command, args=(args, folder, environment, out, err), daemon=True)
+    process = context.Process(target=run_command, args=(args, folder, environment, out, err, constants), daemon=True)
     process.start()
     return Forked(process)
 
 
-def run_command(args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+def run_command(
+    args: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path, constants: dict[str, float]
+) -> None:
     """Become the command: session, directory, environment and streams as a shell would set them, then `main`."""
     os.setsid()
     os.chdir(folder)
@@ -109,16 +123,35 @@ def run_command(args: tuple[str, ...], folder: Path, environment: dict[str, str]
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     sys.argv = ["replicator", *args]
+    for name, value in constants.items():
+        module, _, constant = name.rpartition(".")
+        holder = importlib.import_module(module)
+        assert hasattr(holder, constant), name
+        setattr(holder, constant, value)
     from replicator.cli import main
 
     main()
+
+
+WITHIN_COMMANDS = ("_strptime", "apprise", "cronsim", "dotenv", "pydantic_settings.main", "resource", "uvicorn")
+"""Imported by a function of the tool, or by a package of its: in nearly every command."""
 
 
 def import_package() -> None:
     """Import every module of the tool, and with them the packages that it needs, as far as they are installed."""
     import replicator
 
-    for module in pkgutil.walk_packages(replicator.__path__, "replicator."):
-        if not module.name.endswith("__main__"):
+    modules = (module.name for module in pkgutil.walk_packages(replicator.__path__, "replicator."))
+    for name in (*modules, *WITHIN_COMMANDS):
+        if not name.endswith("__main__"):
             with suppress(ImportError):
-                importlib.import_module(module.name)
+                importlib.import_module(name)
+
+
+def build_commands() -> None:
+    """Make of typer's declarations what parses a command line: typer would do it anew at each call (20 ms)."""
+    from typer.main import get_command
+
+    from replicator.cli import app as tree
+
+    tree.app = get_command(tree.app)  # type: ignore[assignment]

@@ -63,12 +63,20 @@ class Running:
     """A command of the tool that is still at work, in a process group of its own; streams go to files."""
 
     def __init__(
-        self, args: tuple[str, ...], folder: Path, environment: Mapping[str, str], *, afresh: bool = False
+        self,
+        args: tuple[str, ...],
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        afresh: bool = False,
+        constants: Mapping[str, float] | None = None,
     ) -> None:
         self.args = args
         stem = secrets.token_hex(4)
         self._stdout, self._stderr = folder / f"{stem}.stdout", folder / f"{stem}.stderr"
-        self.process = start_command(args, folder, environment, self._stdout, self._stderr, afresh=afresh)
+        self.process = start_command(
+            args, folder, environment, self._stdout, self._stderr, afresh=afresh, constants=constants
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +127,8 @@ class Pair:
 
     `reader` has what the source's owner grants and no more: LOGIN, CONNECT, USAGE of schemas, SELECT.
     `writer` owns the target database, is no superuser, and may set `session_replication_role` if `replica`.
+    `constants` are shorter waits than the package's, by full names, for commands from then on: a test that waits for
+    them has no use for their length. Commands that are started afresh take the package's all the same.
     """
 
     def __init__(
@@ -142,6 +152,7 @@ class Pair:
         )
         self.source = source_server.connect(self.source_db)
         self.target = target_server.connect(self.target_db)
+        self.constants: dict[str, float] = {}
         self._running: list[Running] = []
         self._grant_connect()
         if replica:
@@ -255,7 +266,8 @@ class Pair:
 
         `afresh` starts Python for it (see `tests.launcher`), where the command line of the process matters.
         """
-        running = Running(args, self.dir, self.environment(**(env or {})), afresh=afresh)
+        environment = self.environment(**(env or {}))
+        running = Running(args, self.dir, environment, afresh=afresh, constants=self.constants)
         self._running.append(running)
         return running
 
@@ -320,12 +332,12 @@ class Pair:
 def _drop_slots_of(server: Server, database: str) -> None:
     """Drop what slots a test left in its database: with one it cannot be dropped."""
     query = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s and not active"
-    left = "select count(*) from pg_replication_slots where database = %s"
+    left = "select from pg_replication_slots where database = %s"
 
     def is_free() -> bool:
-        server.execute(query, [database])
-        ((count,),) = server.execute(left, [database])
-        return bool(count == 0)
+        with server.connect() as admin:
+            admin.execute(query, [database])
+            return not admin.execute(left, [database]).rowcount
 
     wait_until(is_free, what=f"the slots of {database} are gone")
 

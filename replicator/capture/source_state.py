@@ -11,12 +11,10 @@ from psycopg import sql
 
 from replicator.db import Connection
 from replicator.errors import LockHeldError, OperatorError, PreflightError
-from replicator.position import Lsn
+from replicator.position import Lsn, step_before_header
 from replicator.statement import statement
 
 STANDBY_SINCE = 160000
-_PAGE_BYTES = 8192
-_PAGE_HEADERS_BYTES = (24, 40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +165,7 @@ def read_end_of_wal(connection: Connection) -> Lsn:
     """Return where the WAL ends now. A page's header is no part of it: no record ends there, and none may follow."""
     row = _ask(connection, "end_of_wal")
     assert row is not None
-    lsn = Lsn.parse(row["lsn"])
-    within = lsn % _PAGE_BYTES
-    return Lsn(lsn - within) if within in _PAGE_HEADERS_BYTES else lsn
+    return step_before_header(Lsn.parse(row["lsn"]), row["segment_bytes"])
 
 
 def read_pair(connection: Connection) -> Pair:

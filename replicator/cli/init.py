@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from replicator.cli.output import as_text, print_json
-from replicator.db import closing, connect, translated
+from replicator.db import check_conninfo, closing, connect, translated
 from replicator.errors import EXIT_OK, ConfigError, UsageError
 from replicator.introspection import Found, Introspection, introspect, name_patterns
 from replicator.planning import forbid_writing
@@ -40,9 +40,9 @@ def write_config(
     if path.exists() and not force:
         raise _exists(path)
     names = name_patterns(patterns or [EVERYTHING])
-    settings = Settings.model_validate(
-        {"source": {"dsn": source or _read_dsn(path)}, "tables": [{"name": n} for n in names]}
-    )
+    dsn = source or _read_dsn(path)
+    check_conninfo(dsn, "--source" if source else SOURCE_VARIABLE)
+    settings = Settings.model_validate({"source": {"dsn": dsn}, "tables": [{"name": n} for n in names]})
     found = _look(settings, each_pattern=bool(patterns))
     text = render_config(source or "", target, _suggest(names, found)) + "".join(_offer_views(found.views))
     _write(path, text, force=force)

@@ -98,7 +98,8 @@ select pg_catalog.pg_drop_replication_slot(:'slot');
 
 -- name: end_of_wal
 select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
-            else pg_catalog.pg_current_wal_insert_lsn() end::text as lsn;
+            else pg_catalog.pg_current_wal_insert_lsn() end::text as lsn,
+       pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')) as segment_bytes;
 
 -- name: oldest_xid
 -- First half of a pair; `end_of_wal`, read after it, is the second: once all up to there is applied, all older is too.
@@ -132,7 +133,9 @@ select c.oid::bigint as oid, pg_catalog.pg_relation_filenode(c.oid) is not disti
 from pg_catalog.pg_class c where c.oid = any (:'oids'::oid[]) and c.relkind in ('r', 'm');
 
 -- name: heartbeat
-select pg_catalog.pg_logical_emit_message(true, 'replicator', '') as lsn;
+-- Waits for no standby: one that is away would hold up whoever sends this.
+select pg_catalog.set_config('synchronous_commit', 'local', true),
+       pg_catalog.pg_logical_emit_message(true, 'replicator', '') as lsn;
 
 -- name: timeline
 -- pg_control_checkpoint() lags behind a promotion and pg_current_wal_lsn() fails on a standby, hence the two spellings.

@@ -1,7 +1,7 @@
 """Hold a sync at a moment that a test wants to strike at, and say when it has got there.
 
-held_merge and wait_for_merge: its next write waits. held_read and wait_for_lock: its LOCK TABLE does. SLOWLY and
-wait_for_copy: it reads.
+held_merge and wait_for_merge: its next write waits. held_read and wait_for_lock: its LOCK TABLE does. SLOWLY,
+slowed and wait_for_copy: it reads.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from replicator.settings import Settings, load_settings
 from tests.pair import Pair
 from tests.wait import wait_until
 
-SLOWLY = "pg_sleep(0.015)::text = ''"
-"""A `where` that is true for every row, and takes its time."""
+PACE = 7
+"""The advisory lock that `slowed` holds in the source database."""
+
+SLOWLY = f"case when pg_try_advisory_xact_lock_shared({PACE}) then '' else pg_sleep(0.015)::text end = ''"
+"""A `where` that is true for every row, and takes its time over it within `slowed`."""
 
 _WAITING = "select 1 from pg_stat_activity where usename = %s and wait_event_type = 'Lock' and wait_event = 'relation'"
 _COPYING = "select 1 from pg_stat_activity where usename = %s and state = 'active' and query ilike 'copy%%'"
@@ -40,6 +43,14 @@ def held_read(pair: Pair, table: str) -> Iterator[psycopg.Connection[TupleRow]]:
     with pair.source_server.connect(pair.source_db) as holder, holder.transaction():
         holder.execute(f"lock table {table} in access exclusive mode")
         yield holder
+
+
+@contextmanager
+def slowed(pair: Pair) -> Iterator[None]:
+    """Let reads with SLOWLY take 15 ms a row; what is left of them when the block ends takes none."""
+    with pair.source_server.connect(pair.source_db) as holder:
+        holder.execute("select pg_advisory_lock(%s)", [PACE])
+        yield
 
 
 def wait_for_merge(pair: Pair) -> None:

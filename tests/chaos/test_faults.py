@@ -16,12 +16,13 @@ from psycopg import sql
 
 from replicator import patience, pipeline
 from replicator.db import connect
-from replicator.errors import PassingError
+from replicator.errors import OperatorError, PassingError, PreflightError
 from tests.chaos.moment import (
     SLOWLY,
     held_merge,
     held_read,
     read_settings,
+    slowed,
     terminate_sessions,
     wait_for_copy,
     wait_for_lock,
@@ -107,10 +108,12 @@ def proxied(pair: Pair, side: str, **sections: Any) -> Iterator[FaultProxy]:
 def test_a_sync_told_to_stop_while_it_reads_leaves_the_table_as_it_was(scene: Pair) -> None:
     before = read_target(scene)
     write_slow_config(scene)
-    running = scene.popen("sync")
-    wait_for_copy(scene)
-    running.send(signal.SIGTERM)
-    assert_interrupted(scene, running.wait(10, check=1), before)
+    with slowed(scene):
+        running = scene.popen("sync")
+        wait_for_copy(scene)
+        running.send(signal.SIGTERM)
+        finished = running.wait(10, check=1)
+    assert_interrupted(scene, finished, before)
 
 
 @pytest.mark.hazard("F2")
@@ -151,10 +154,12 @@ def assert_interrupted(pair: Pair, finished: Finished, before: list[tuple[int, i
 def test_a_sync_told_to_stop_keeps_the_tables_that_have_landed(scene: Pair) -> None:
     create_table(scene, "quick")
     scene.write_config(tables=[{"name": "public.t", "where": SLOWLY}, {"name": "public.quick"}])
-    running = scene.popen("sync", "--jobs", "2")
-    wait_until(lambda: scene.target.execute("select to_regclass('quick')").fetchone() != (None,), what="quick landed")
-    running.send(signal.SIGTERM)
-    running.wait(10, check=6)
+    with slowed(scene):
+        running = scene.popen("sync", "--jobs", "2")
+        landed = "select to_regclass('quick') is not null"
+        wait_until(lambda: scene.target.execute(landed).fetchone() == (True,), what="quick landed")
+        running.send(signal.SIGTERM)
+        running.wait(10, check=6)
     scene.assert_equal("quick")
     assert last_row(scene, "public.quick")["status"] == "success"
     assert last_row(scene)["error_code"] == "interrupted"
@@ -199,10 +204,11 @@ def measure_sync(pair: Pair) -> float:
 @pytest.mark.hazard("F3")
 def test_a_sync_that_was_paused_goes_on(scene: Pair) -> None:
     write_slow_config(scene)
-    running = scene.popen("sync")
-    wait_for_copy(scene)
-    running.send(signal.SIGSTOP)
-    change_table(scene, "t")
+    with slowed(scene):
+        running = scene.popen("sync")
+        wait_for_copy(scene)
+        running.send(signal.SIGSTOP)
+        change_table(scene, "t")
     time.sleep(3 * SCALE)
     running.send(signal.SIGCONT)
     running.wait(check=0)
@@ -239,10 +245,11 @@ def test_no_moment_for_a_reset_is_wrong(scene: Pair, side: str, record_property:
 def test_a_server_that_is_away_for_a_while_costs_retries_and_no_rows_of_the_record(scene: Pair, side: str) -> None:
     with proxied(scene, side, tables=[{"name": "public.t", "where": SLOWLY}]) as proxy:
         already = len(scene.control_rows("public.t"))
-        running = scene.popen("sync")
-        wait_for_copy(scene)
-        proxy.refuse()
-        proxy.reset()
+        with slowed(scene):
+            running = scene.popen("sync")
+            wait_for_copy(scene)
+            proxy.refuse()
+            proxy.reset()
         time.sleep(3)
         assert running.running
         proxy.heal()
@@ -262,7 +269,7 @@ def test_a_server_that_stays_away_ends_the_run_with_75(scene: Pair, side: str, m
     with proxied(scene, side, tables=slow, source={"connect_timeout": "1s"}) as proxy:
         settings = read_settings(scene)
         assert settings.target.dsn is not None
-        with striking(scene, proxy):
+        with slowed(scene), striking(scene, proxy):
             try:
                 code = pipeline.sync(settings, settings.target.dsn.get_secret_value()).exit_code
             except PassingError as error:  # with the target away there is nobody to ask what became of the tables
@@ -323,10 +330,11 @@ def test_one_byte_at_a_time_is_enough(scene: Pair, side: str) -> None:
 @pytest.mark.parametrize("side", SIDES)
 def test_a_link_that_is_silent_for_a_while_is_waited_for(scene: Pair, side: str) -> None:
     with proxied(scene, side, tables=[{"name": "public.t", "where": SLOWLY}]) as proxy:
-        running = scene.popen("sync")
-        wait_for_copy(scene)
-        proxy.black_hole()
-        time.sleep(3)
+        with slowed(scene):
+            running = scene.popen("sync")
+            wait_for_copy(scene)
+            proxy.black_hole()
+            time.sleep(3)
         proxy.heal()
         running.wait(check=0)
         scene.assert_equal("t")
@@ -337,11 +345,12 @@ def test_a_link_that_is_silent_for_a_while_is_waited_for(scene: Pair, side: str)
 @pytest.mark.parametrize("side", SIDES)
 def test_a_silent_link_that_is_found_dead_is_replaced(scene: Pair, side: str) -> None:
     with proxied(scene, side, tables=[{"name": "public.t", "where": SLOWLY}]) as proxy:
-        running = scene.popen("sync")
-        wait_for_copy(scene)
-        proxy.black_hole()
-        time.sleep(1)
-        proxy.reset()
+        with slowed(scene):
+            running = scene.popen("sync")
+            wait_for_copy(scene)
+            proxy.black_hole()
+            time.sleep(1)
+            proxy.reset()
         proxy.heal()
         running.wait(check=0)
         scene.assert_equal("t")
@@ -462,6 +471,7 @@ def test_first_runs_that_start_together_take_turns(pair: Pair) -> None:
 def test_a_stale_run_writes_nothing_after_its_successor(scene: Pair, moment: str) -> None:
     with ExitStack() as held:
         if moment == "reading":
+            held.enter_context(slowed(scene))
             write_slow_config(scene)
             stale = scene.popen("sync")
             wait_for_copy(scene)
@@ -667,6 +677,24 @@ def test_a_backup_taken_in_the_middle_of_a_run_is_as_good(scene: Pair) -> None:
     assert_settled(scene)
 
 
+@pytest.mark.hazard("F9")
+def test_a_database_that_is_made_anew_is_waited_for_by_whoever_was_connected_before(pair: Pair) -> None:
+    backup = back_up(pair)
+    pair.target.close()
+    pair.target_server.drop_database(pair.target_db)
+    with pytest.raises(PreflightError, match="no connection to the target"):
+        connect(pair.target_dsn, side="target", first=True)
+    with pytest.raises(OperatorError, match="no connection to the target") as stopped:
+        connect(pair.target_dsn, side="target", timeout_s=0.5)
+    assert stopped.value.exit_code == 1
+    restoring = threading.Timer(0.5, rename_database, [pair, backup])
+    restoring.start()
+    with connect(pair.target_dsn, side="target") as connection:
+        assert connection.info.dbname == pair.target_db
+    restoring.join()
+    pair.target = pair.target_server.connect(pair.target_db)
+
+
 def back_up(pair: Pair) -> str:
     """Copy the target's database and return the copy's name."""
     pair.target.close()
@@ -688,6 +716,10 @@ def restore(pair: Pair, backup: str) -> None:
     """Put the copy in the place of the target's database."""
     pair.target.close()
     pair.target_server.drop_database(pair.target_db)
+    rename_database(pair, backup)
+    pair.target = pair.target_server.connect(pair.target_db)
+
+
+def rename_database(pair: Pair, backup: str) -> None:
     rename = sql.SQL("alter database {} rename to {}")
     pair.target_server.execute(rename.format(sql.Identifier(backup), sql.Identifier(pair.target_db)))
-    pair.target = pair.target_server.connect(pair.target_db)

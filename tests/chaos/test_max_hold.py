@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
-from tests.chaos.moment import SLOWLY, held_merge, wait_for_copy, wait_for_merge
+from tests.chaos.moment import SLOWLY, held_merge, slowed, wait_for_copy, wait_for_merge
 from tests.pair import Pair
 from tests.wait import wait_until
 
 MAX_HOLD_S = 1.0
 GRACE_S = 4.0
 ROWS = 400
-"""With SLOWLY a read of several seconds, so that nobody who waits for its end waits no longer than he should."""
+"""A slowed read takes so many seconds that whoever waits for its end waits for longer than he should."""
 
 SLOW = {"name": "public.t", "where": SLOWLY}
 
@@ -83,25 +83,27 @@ def assert_synced(pair: Pair, *tables: str) -> None:
 
 def test_a_read_gives_way_to_an_owner_who_waits_and_is_done_at_the_end(scene: Pair) -> None:
     configure(scene, "public.a_first", SLOW)
-    running = scene.popen("sync")
-    wait_for_copy(scene)
-    with owner(scene, "alter table t add column late int default 7") as waiter:
-        assert_let_through(waiter)
-        running.wait(check=0)
+    with slowed(scene):
+        running = scene.popen("sync")
+        wait_for_copy(scene)
+        with owner(scene, "alter table t add column late int default 7") as waiter:
+            assert_let_through(waiter)
+    running.wait(check=0)
     assert_synced(scene, "a_first", "t")
     assert scene.control_rows("public.t")[-1]["attempts"] == 2
 
 
 def test_the_application_behind_the_owner_waits_no_longer_either(scene: Pair) -> None:
     configure(scene, SLOW)
-    running = scene.popen("sync")
-    wait_for_copy(scene)
-    with owner(scene, "alter table t add column late int") as first:
-        waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query ilike 'alter table%'"
-        wait_until(lambda: scene.source.execute(waiting).rowcount, what="the owner waits")
-        with owner(scene, "update t set n = n + 1 where id = 1") as second:
-            assert_let_through(first)
-            wait_until(lambda: second.seconds is not None, GRACE_S, what="the application went on")
+    with slowed(scene):
+        running = scene.popen("sync")
+        wait_for_copy(scene)
+        with owner(scene, "alter table t add column late int") as first:
+            waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query ilike 'alter table%'"
+            wait_until(lambda: scene.source.execute(waiting).rowcount, what="the owner waits")
+            with owner(scene, "update t set n = n + 1 where id = 1") as second:
+                assert_let_through(first)
+                wait_until(lambda: second.seconds is not None, GRACE_S, what="the application went on")
     running.wait(check=0)
     assert_synced(scene, "t")
 
@@ -122,13 +124,14 @@ def test_a_table_that_has_landed_gives_way_while_the_next_one_is_read(scene: Pai
     scene.source.execute("update a_first set n = n + 1")
     configure(scene, "public.a_first", SLOW)
     already = len(scene.control_rows("public.a_first", status="success"))
-    running = scene.popen("sync", "--jobs", "1")
-    wait_until(
-        lambda: len(scene.control_rows("public.a_first", status="success")) > already, what="the first table landed"
-    )
-    wait_for_copy(scene)
-    with owner(scene, "alter table a_first alter column n type bigint") as waiter:
-        assert_let_through(waiter)
+    with slowed(scene):
+        running = scene.popen("sync", "--jobs", "1")
+        wait_until(
+            lambda: len(scene.control_rows("public.a_first", status="success")) > already, what="the first table landed"
+        )
+        wait_for_copy(scene)
+        with owner(scene, "alter table a_first alter column n type bigint") as waiter:
+            assert_let_through(waiter)
     running.wait(check=0)
     assert_synced(scene, "t")
 
@@ -136,21 +139,27 @@ def test_a_table_that_has_landed_gives_way_while_the_next_one_is_read(scene: Pai
 def test_owners_of_two_tables_that_are_read_at_once_are_both_let_through(scene: Pair) -> None:
     scene.source.execute("update a_first set n = n + 1")
     configure(scene, SLOW, SLOW | {"name": "public.a_first"})
-    running = scene.popen("sync", "--jobs", "2")
-    wait_for_copy(scene, tables=2)
-    with owner(scene, "alter table a_first add column late int") as first:
-        assert_let_through(first)
-        with owner(scene, "alter table t add column late int") as second:
-            assert_let_through(second)
+    with slowed(scene):
+        running = scene.popen("sync", "--jobs", "2")
+        wait_for_copy(scene, tables=2)
+        with owner(scene, "alter table a_first add column late int") as first:
+            assert_let_through(first)
+            with owner(scene, "alter table t add column late int") as second:
+                assert_let_through(second)
     running.wait(check=0)
     assert_synced(scene, "a_first", "t")
 
 
 def test_a_read_that_nobody_waits_for_is_not_given_up(scene: Pair) -> None:
     configure(scene, SLOW)
-    running = scene.popen("sync")
-    wait_for_copy(scene)
-    scene.source.execute("update t set n = n + 1 where id = 1")
+    with slowed(scene):
+        running = scene.popen("sync")
+        wait_for_copy(scene)
+        scene.source.execute("update t set n = n + 1 where id = 1")
+        read_s = "select extract(epoch from max(now() - query_start)) from pg_stat_activity where usename = %s"
+        wait_until(
+            lambda: scene.source.execute(read_s, [scene.reader]).fetchall()[0][0] > 2 * MAX_HOLD_S, what="a long read"
+        )
     running.wait(check=0)
     assert scene.control_rows("public.t")[-1]["attempts"] == 1
 

@@ -11,7 +11,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import ignored_auth
+from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
 from tests.conftest import SharedServers
 from tests.pair import Pair
@@ -57,7 +57,14 @@ def test_every_answer_is_one_that_the_description_names(
     def ask(case: Any) -> None:
         answer = case.call(headers={"Authorization": f"Bearer {serving.token}"}, timeout=60)
         seen.append(answer.status_code)
-        case.validate_response(answer, excluded_checks=[ignored_auth])
+        names_tables = isinstance(case.body, dict) and bool(case.body.get("tables"))
+        # No schema says which tables the configuration selects: 422 tells that of a name which fits it.
+        excluded = (
+            [ignored_auth, positive_data_acceptance]
+            if names_tables and mode == GenerationMode.POSITIVE
+            else [ignored_auth]
+        )
+        case.validate_response(answer, excluded_checks=excluded)
         assert answer.status_code < 500
 
     ask()

@@ -96,7 +96,7 @@ def test_a_metrics_file_that_cannot_be_written_costs_a_warning_and_no_run(pair: 
 
 
 def test_of_a_dead_target_the_metrics_tell_that_it_is_dead(pair: Pair) -> None:
-    configure(pair)
+    configure(pair, source={"connect_timeout": "1s"})
     text = describe_pipeline(settings_of(pair), pair.dsn_of_target(port=1))
     assert value_of(text, "replicator_target_up") == 0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
+from typing import Any
 
 import psycopg
 import pytest
@@ -60,10 +62,10 @@ class Writers:
             self.errors.append(error)
 
 
-def prepare(pair: Pair) -> None:
+def prepare(pair: Pair, **sections: Any) -> None:
     pair.source.execute(TABLE)
     pair.publish()
-    pair.write_config(tables=["public.t"])
+    pair.write_config(tables=["public.t"], **sections)
     catch_up(pair)
 
 
@@ -175,6 +177,7 @@ def test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference(
     """Such a row is newer in the target than in any snapshot of the source; a repair must not put the old one back."""
     cluster = make_cluster(settings={"wal_level": "logical"})
     pair = make_pair(source_server=cluster, listens=True)
+    pair.constants["replicator.stream_verify._OPEN_LIMIT_S"] = 2.0
     prepare(pair)
     with listening(pair):
         wait_until_equal(pair, "public.t")
@@ -269,6 +272,7 @@ def test_what_was_brought_while_no_listener_ran_is_not_brought_again(streamed: P
 def test_a_transaction_that_stays_open_hides_no_damage(streamed: Pair) -> None:
     """One that wrote elsewhere does not count; of a table that it wrote to, rows that it did not touch are decided."""
     pair = streamed
+    pair.constants["replicator.stream_verify._OPEN_LIMIT_S"] = 2.0
     pair.source.execute("create table other (a int)")
     prepare(pair)
     with listening(pair), pair.source_server.connect(pair.source_db) as late:
@@ -289,6 +293,27 @@ def test_a_transaction_that_stays_open_hides_no_damage(streamed: Pair) -> None:
         wait_until_equal(pair, "public.t")
 
 
+def test_what_no_commit_has_flushed_is_not_waited_for_on_an_idle_source(
+    make_cluster: MakeCluster, make_pair: MakePair
+) -> None:
+    """What an open transaction wrote; the background writer would flush it within 15 seconds, here it does not."""
+    cluster = make_cluster()
+    pair = make_pair(source_server=cluster, listens=True)
+    pair.source.execute("create table other (a int)")
+    prepare(pair, listen={"heartbeat": "1h"})
+    ((pid,),) = cluster.execute("select pid from pg_stat_activity where backend_type = 'background writer'")
+    with listening(pair), cluster.connect(pair.source_db) as late:
+        wait_until_equal(pair, "public.t")
+        pair.target.execute("delete from public.t where id = 5")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            late.execute("begin; insert into other values (1)")
+            (found,) = pair.run("verify", "--json", check=7, timeout_s=30).json()["tables"]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert found["missing"] == [["5"]]
+
+
 def test_a_table_without_a_key_is_mended_by_the_listener_that_keeps_it(streamed: Pair) -> None:
     pair = streamed
     pair.source.execute(
@@ -296,6 +321,8 @@ def test_a_table_without_a_key_is_mended_by_the_listener_that_keeps_it(streamed:
     )
     pair.publish()
     pair.write_config(tables=["public.bag"])
+    # It does so when it looks at definitions.
+    pair.constants["replicator.stream._DEFINITIONS_S"] = 1.0
     with listening(pair):
         wait_until_equal(pair, "public.bag")
         pair.target.execute("insert into bag values (777); delete from bag where a = 3")

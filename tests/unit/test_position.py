@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.position import FIRST_NORMAL_XID, Lsn, Origin, Seen, is_within_horizon, wrap_xid
+from replicator.position import FIRST_NORMAL_XID, Lsn, Origin, Seen, is_within_horizon, step_before_header, wrap_xid
 
 XIDS = st.integers(min_value=FIRST_NORMAL_XID, max_value=1 << 40)
 
@@ -20,6 +20,17 @@ def age(xid: int, now: int) -> int:
 @given(st.integers(min_value=0, max_value=(1 << 64) - 1))
 def test_a_wal_position_survives_its_own_spelling(value: int) -> None:
     assert Lsn.parse(str(Lsn(value))) == value
+
+
+@pytest.mark.parametrize("segment", [1 << 20, 1 << 24, 1 << 30])
+def test_a_page_header_is_no_part_of_the_wal_that_was_written_and_a_record_is(segment: int) -> None:
+    """A segment begins with a header of 40 bytes, every other page with one of 24: behind that a record may end."""
+    page = 8192
+    found = [int(step_before_header(Lsn(5 * segment + at), segment)) - 5 * segment for at in (40, 48, page)]
+    assert found == [0, 48, page]
+    for start in (page, 3 * page, segment - page):
+        found = [int(step_before_header(Lsn(5 * segment + start + at), segment)) for at in (24, 32, 40)]
+        assert found == [5 * segment + start + at for at in (0, 32, 40)]
 
 
 @pytest.mark.parametrize("text", ["", "0", "/", "0/", "/0", "123456789/0", "0/123456789", "g/0"])
