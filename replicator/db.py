@@ -219,6 +219,8 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             table=table,
             mend="create it, or take it out of the configuration",
         )
+    if side == "source" and state == "55000" and table:
+        return not_populated(table, why)
     if state is not None and state[:2] in _REFUSED_CLASSES:
         return _refused(state, side, table, why)
     if side == "target" and state == "2BP01":
@@ -240,10 +242,21 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
     )
 
 
+def not_populated(table: str, why: str) -> PreflightError:
+    """Return the error of a materialized view that cannot be read yet."""
+    return PreflightError(
+        f"{table} has never been filled",
+        why=why,
+        mend=f"refresh materialized view {table} -- on the source",
+        id="not_populated",
+        table=table,
+    )
+
+
 def _refused(state: str, side: str, table: str | None, why: str) -> DataRefused:
     if side == "source":
         what = f"the source could not compute a row of {table}" if table else "the source could not compute a value"
-        mend = _COMPUTE_HINT
+        mend = _ENCODING_HINT if state in ("22021", "22P05") else _COMPUTE_HINT
     else:
         what = f"the target refused a row of {table}" if table else "the target refused a value"
         if state == "22P05":
@@ -253,6 +266,10 @@ def _refused(state: str, side: str, table: str | None, why: str) -> DataRefused:
     return DataRefused(what, why=why, sqlstate=state, table=table, id=f"{side}_refused_row", mend=mend)
 
 
+_ENCODING_HINT = (
+    "a text holds bytes that are none of UTF-8, as a SQL_ASCII database lets in: correct them in the source, "
+    "or leave the column or such rows out with exclude or where"
+)
 _COMPUTE_HINT = (
     "an expression fails for a row's value: of where or mask, of the view, or of a cast to the target's type; "
     "try it in psql, or leave such rows out with where"

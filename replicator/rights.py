@@ -10,7 +10,7 @@ from psycopg import sql
 
 from replicator.apply.evolve import Evolution
 from replicator.apply.types import EnumChange
-from replicator.db import Connection
+from replicator.db import Connection, not_populated
 from replicator.errors import PreflightError
 from replicator.relation import Relation
 from replicator.selection import format_table_name
@@ -20,7 +20,7 @@ SOURCE, TARGET = "source", "target"
 
 
 def find_read_gaps(connection: Connection, oids: Iterable[int]) -> dict[int, PreflightError]:
-    """Return, by OID, the relations of the source that the role may not read."""
+    """Return, by OID, the relations of the source that cannot be read, by the role or by anybody."""
     gaps = {}
     for row in _rows(connection, "read_rights", oids=list(oids)):
         grants = []
@@ -31,6 +31,9 @@ def find_read_gaps(connection: Connection, oids: Iterable[int]) -> dict[int, Pre
         if grants:
             table = format_table_name(row["schema"], row["name"])
             gaps[row["oid"]] = _gap(SOURCE, row["role"], f"read {table}", grants, table)
+        elif not row["is_populated"]:
+            table = format_table_name(row["schema"], row["name"])
+            gaps[row["oid"]] = not_populated(table, "it is a materialized view WITH NO DATA")
     return gaps
 
 

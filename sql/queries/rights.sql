@@ -4,7 +4,7 @@
 -- oids: relations of the source. LOCK TABLE and SELECT ask for the same: USAGE of the schema, SELECT on the relation.
 select c.oid::bigint as oid, n.nspname as schema, c.relname as name, current_user::text as role,
        pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use,
-       pg_catalog.has_table_privilege(c.oid, 'SELECT') as may_select
+       pg_catalog.has_table_privilege(c.oid, 'SELECT') as may_select, c.relispopulated as is_populated
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.oid = any (:'oids'::oid[]);

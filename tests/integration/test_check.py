@@ -210,6 +210,18 @@ def test_a_target_that_is_no_table_and_one_that_drifted_would_stop(pair: Pair) -
     }
 
 
+def test_a_materialized_view_that_was_never_filled_is_told_by_check_and_sync(pair: Pair) -> None:
+    pair.source.execute("create materialized view m as select 1 as id with no data")
+    pair.grant()
+    pair.write_config(tables=[{"name": "public.m", "key": ["id"]}])
+    (found,) = [f for f in check(pair, exit_code=4) if f["id"] == "not_populated"]
+    assert (found["severity"], found["table"]) == ("error", "public.m")
+    assert "not_populated" in pair.run("sync", check=4).stderr
+    pair.source.execute(found["mend"])
+    pair.run("sync")
+    pair.assert_equal("public.m")
+
+
 def test_a_column_that_is_left_out_later_and_still_in_the_target_is_told(pair: Pair) -> None:
     pair.source.execute('create table t (id int primary key, "Card" text, note text); insert into t values (1, 2, 3)')
     pair.grant()

@@ -645,6 +645,19 @@ def test_encodings_of_the_two_databases_change_no_value(make_pair: MakePair, enc
 
 
 @pytest.mark.hazard("V4")
+def test_bytes_of_a_database_without_encoding_that_are_no_text_are_told_as_such(make_pair: MakePair) -> None:
+    pair = make_pair(source_encoding="SQL_ASCII")
+    pair.source.execute("create table t (id int primary key, note text)")
+    pair.source.execute("insert into t select 1, convert_from('\\xe9'::bytea, 'SQL_ASCII')")
+    pair.grant()
+    pair.write_config(tables=["public.t"])
+    refuse(pair, 1, "public.t", "22021", "SQL_ASCII")
+    pair.source.execute("update t set note = 'ok'")
+    sync(pair)
+    pair.assert_equal("public.t")
+
+
+@pytest.mark.hazard("V4")
 def test_a_character_that_the_target_cannot_hold_is_refused_and_nothing_is_lost(make_pair: MakePair) -> None:
     pair = make_pair(target_encoding="LATIN1")
     pair.source.execute("create table t (id int primary key, v text); insert into t values (1, 'é')")
