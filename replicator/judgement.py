@@ -143,7 +143,19 @@ def judge(
             most=most,
         )
         verdict.findings = sorted(found, key=lambda finding: order_key(finding.key))
+        if job.settings.deletes != "ignore":
+            count_doubles(verdict)
     return verdict
+
+
+def count_doubles(verdict: Verdict) -> None:
+    """Count the rows that share their key with another one, and that no comparison by key can name.
+
+    A child table of the target has some, or a view's key that is none.
+    """
+    named = verdict.count()
+    surplus = verdict.rows_target - verdict.rows_source - (named.extra - named.missing)
+    verdict.extra_rows, verdict.missing_rows = max(0, surplus), max(0, -surplus)
 
 
 def judge_multiset(job: Job, table: TargetTable, source: TableReader, session: Session) -> Verdict:

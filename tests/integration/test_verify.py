@@ -248,3 +248,16 @@ def test_verify_and_resync_hold_their_rate_and_say_how_to_be_called(pair: Pair) 
     (row,) = done["tables"]
     assert (row["path"], row["load_type"], row["rows_inserted"], row["rows_updated"]) == ("resync", "full", 3, 1)
     pair.assert_equal("public.t")
+
+
+def test_a_row_of_the_target_beside_one_of_the_same_key_is_counted(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key, note text); insert into t values (1, 'a'), (2, 'b')")
+    pair.grant()
+    pair.write_config(tables=["public.t"])
+    pair.run("sync")
+    pair.as_writer.execute("create table child () inherits (t); insert into child values (2, 'b')")
+    (verdict,) = pair.run("verify", "--json", check=7).json()["tables"]
+    assert (verdict["equal"], verdict["rows_target"], verdict["extra_rows"]) == (False, 3, 1)
+    assert (verdict["missing"], verdict["extra"], verdict["different"]) == ([], [], [])
+    pair.as_writer.execute("drop table child")
+    pair.run("verify", check=0)
