@@ -140,7 +140,7 @@ class Workspace:
 
 MEMORY = Path("/dev/shm")
 MEMORY_NEEDED_BYTES = 6 << 30
-"""What the servers of two workers may come to, and as much again for whoever else needs memory."""
+"""What the servers of three workers may come to, and as much again for whoever else needs memory."""
 
 
 def find_root(*, in_memory: bool = False) -> Path:

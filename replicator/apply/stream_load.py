@@ -148,14 +148,15 @@ class StreamLoader:
 
         careful: in savepoints, so that a refused row can be looked for, and unique values traded.
         """
-        self._begin()
-        self._position, self._careful = changes.position, careful
-        self._apply_segments(changes)
-        if changes.is_open:
-            return
-        assert changes.position is not None
-        self._finish(changes, changes.position)
+        # Also what has no table to name: a savepoint, or the look at foreign keys.
         with translating():
+            self._begin()
+            self._position, self._careful = changes.position, careful
+            self._apply_segments(changes)
+            if changes.is_open:
+                return
+            assert changes.position is not None
+            self._finish(changes, changes.position)
             self.connection.execute("COMMIT")
 
     def abandon(self) -> None:
