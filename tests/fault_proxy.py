@@ -22,8 +22,8 @@ from typing import Self
 TICK_S = 0.05
 CHUNK_BYTES = 65536
 LONGEST_MESSAGE_BYTES = 1024
-READY_AND_IDLE = b"Z\x00\x00\x00\x05I"
-"""ReadyForQuery outside of a transaction: the server has done, and answered, all that it was asked."""
+READY = b"Z\x00\x00\x00\x05"
+"""ReadyForQuery up to its last byte: the server has done, and answered, all that it was asked."""
 
 
 class FaultProxy:
@@ -187,7 +187,7 @@ class Link:
         if not self._swallowing:
             return data
         self._swallowed += data
-        if self._swallowed.endswith(READY_AND_IDLE):
+        if self._swallowed[:-1].endswith(READY):
             self._proxy.lost_answers += 1
             self.ended.set()
         return b""

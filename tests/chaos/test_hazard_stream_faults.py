@@ -739,6 +739,19 @@ def test_an_answer_to_commit_that_was_lost_doubles_nothing(streamed: Pair) -> No
     follow(streamed)
 
 
+def test_a_link_that_breaks_at_a_savepoint_is_replaced(streamed: Pair) -> None:
+    """F4: the statement is no table's, and a loss of the connection is the same there as elsewhere."""
+    with FaultProxy(streamed.target_server.host, streamed.target_server.port) as proxy:
+        dsn = streamed.dsn_of_target(port=proxy.port)
+        start(streamed, target={"dsn": dsn}, defaults={"on_row_error": "quarantine"})
+        with listening(streamed) as running:
+            proxy.lose_answer_to(b"SAVEPOINT")
+            streamed.source.execute("update t set n = n + 1")
+            wait_until(lambda: proxy.lost_answers == 1, what="an answer is lost")
+            wait_for_stream(running, times=2)
+            wait_until_equal(streamed, *NAMES)
+
+
 def test_a_target_restored_from_an_older_backup_is_refused_and_repaired(streamed: Pair) -> None:
     """F9: its position is older than what the slot has kept."""
     start(streamed)
