@@ -48,13 +48,15 @@ class Chosen:
 class Inventory:
     """The selected tables in order of their names, and what the configuration names but the source lacks.
 
-    retention_days: of etl_control's rows, for each of both. idle_patterns: those that no table matches.
+    retention_days: of etl_control's rows, for each of both. idle_patterns: those that no table matches. present: the
+    OIDs of the source's relations that are no partitions, selected or not, by name.
     """
 
     tables: tuple[Chosen, ...]
     missing: dict[str, PreflightError]
     retention_days: dict[str, float]
     idle_patterns: tuple[str, ...]
+    present: dict[str, int]
 
 
 def take_inventory(connection: Connection, settings: Settings, wanted: Sequence[str] = ()) -> Inventory:
@@ -105,7 +107,8 @@ def take_inventory(connection: Connection, settings: Settings, wanted: Sequence[
     for name in missing:
         entry = select_entry(settings.entries, *parse_table_name(name), TABLE)
         kept[name] = float(table_settings(settings, entry).retention_days)
-    return Inventory(tuple(tables), missing, kept, _find_idle_patterns(settings, listed))
+    present = {format_table_name(one.schema, one.name): one.oid for one in listed if not one.is_partition}
+    return Inventory(tuple(tables), missing, kept, _find_idle_patterns(settings, listed), present)
 
 
 def _find_idle_patterns(settings: Settings, listed: Sequence[Listed]) -> tuple[str, ...]:
@@ -135,12 +138,14 @@ def leave_out(inventory: Inventory, tables: Iterable[str]) -> Inventory:
     )
 
 
-def find_vanished(settings: Settings, inventory: Inventory, known: Iterable[str]) -> list[str]:
+def find_vanished(settings: Settings, inventory: Inventory, known: dict[str, int | None]) -> list[str]:
     """Return the known tables that a pattern would still take, and that the source has no longer.
 
-    inventory: of everything. One that the configuration left out is the configuration's matter.
+    inventory: of everything. known: the OIDs they had. One that the configuration left out is the configuration's
+    matter, as a view is that no entry names any more; but a table that gave way to a view is gone.
     """
     there = {chosen.table for chosen in inventory.tables} | set(inventory.missing)
+    there |= {table for table, oid in known.items() if oid is not None and inventory.present.get(table) == oid}
     return sorted(
         table
         for table in set(known) - there

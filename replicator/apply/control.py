@@ -342,9 +342,12 @@ def _number(migration: Path) -> int:
     return int(migration.name[:4])
 
 
-def list_landed(records: Mapping[str, TableRecord]) -> list[str]:
-    """Return the tables that have been synced at least once; of the others only a refused try is known."""
-    return [table for table, record in records.items() if record.state.snapshot_at is not None]
+def list_landed(records: Mapping[str, TableRecord]) -> dict[str, int | None]:
+    """Return the tables that have been synced at least once, with the OID of each in the source.
+
+    Of the others only a refused try is known.
+    """
+    return {table: record.source_oid for table, record in records.items() if record.state.snapshot_at is not None}
 
 
 def lock_key(schema: str, pipeline: str, name: str) -> str:

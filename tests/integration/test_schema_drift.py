@@ -415,6 +415,20 @@ def test_a_table_dropped_in_the_source_keeps_its_rows_in_the_target(pair: Pair) 
     assert read_target(pair) == before
 
 
+def test_a_view_that_is_named_no_more_beside_a_pattern_is_not_called_gone(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key); create view v as select 1 as id")
+    pair.grant()
+    pair.write_config(tables=["public.*", {"name": "public.v", "key": ["id"]}])
+    sync(pair)
+    pair.write_config(tables=["public.*"])
+    finished = pair.run("sync", check=0)
+    assert "gone" not in finished.stdout + finished.stderr
+    assert pair.control_rows("public.v", status="skipped") == []
+    pair.source.execute("drop view v; create table keep (id int); drop table t; create view t as select 1 as id")
+    pair.grant()
+    assert "public.t is gone from the source" in pair.run("sync").stderr
+
+
 def test_a_table_made_anew_under_its_old_name_is_read_again(pair: Pair) -> None:
     start(pair)
     pair.source.execute("drop table t; create table t (note text, id int primary key, extra int)")
