@@ -14,6 +14,8 @@ from replicator.cli.session import open_control, open_settings
 from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, PreflightError, ReplicatorError
 from replicator.incident import in_words
 from replicator.inventory import read_table_argument
+from replicator.relation import TABLE
+from replicator.selection import parse_table_name, select_entry
 from replicator.settings import Settings, target_dsn
 
 Row = dict[str, Any]
@@ -192,12 +194,16 @@ def find_reasons(control: Control, settings: Settings) -> list[str]:
         if last.get(table, {}).get("status") == "skipped":
             reasons.append(f"{table}: it is gone from the source ({last[table]['error_code']})")
             continue
+        wrong = []
         if last.get(table, {}).get("status") == "failed":
-            reasons.append(f"{table}: the last run failed ({last[table]['error_code']})")
+            wrong.append(f"{table}: the last run failed ({last[table]['error_code']})")
         if table not in successes:
-            reasons.append(f"{table}: never synced")
+            wrong.append(f"{table}: never synced")
         elif successes[table] < oldest and table not in streamed:
-            reasons.append(f"{table}: no success for {in_words(datetime.now(UTC) - successes[table])}")
+            wrong.append(f"{table}: no success for {in_words(datetime.now(UTC) - successes[table])}")
+        if wrong and select_entry(settings.entries, *parse_table_name(table), TABLE) is None:
+            wrong = [f"{table}: the configuration does not select it any more (replicator forget '{table}' --yes)"]
+        reasons += wrong
     if has_stream and (waiting := len(streams.read_quarantine())):
         reasons.append(f"{waiting} rows in quarantine")
     return reasons + (_find_stream_reasons(streams, settings) if has_stream else [])

@@ -448,3 +448,16 @@ def test_a_fault_of_our_own_is_told_without_the_message_of_the_exception(scene: 
     finished = scene.run("sync", "--json", check=1)
     assert json.loads(finished.stdout)["error"]["id"]
     assert "Traceback" not in finished.stderr
+
+
+def test_health_names_the_command_for_a_table_that_left_the_configuration(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key)")
+    pair.grant()
+    pair.write_config(tables=["public.t", "public.typo"])
+    pair.run("sync", check=6)
+    pair.write_config(tables=["public.t"])
+    pair.run("sync", check=0)
+    (reason,) = pair.json("health", check=1)["reasons"]
+    assert "replicator forget 'public.typo' --yes" in reason
+    pair.run("forget", "public.typo", "--yes", check=0)
+    pair.run("health", check=0)
