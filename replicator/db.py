@@ -346,7 +346,8 @@ def row_security_stop(table: str, sqlstate: str | None = None) -> SafetyStop:
     return SafetyStop(
         f"row security hides rows of {table} from the source role",
         why="hidden rows would be taken for deleted ones",
-        mend="alter role <source role> bypassrls; or replicate a view that the table's owner defines",
+        mend="a superuser of the source: alter role ... bypassrls, for the role of source.dsn; "
+        "or replicate a view that the table's owner defines",
         id="row_security",
         sqlstate=sqlstate,
         table=table,

@@ -36,6 +36,7 @@ from replicator.errors import PassingError, ReplicatorError, StreamedError, unex
 from replicator.inventory import Chosen
 from replicator.preparation import choose_digest, decide_job, find_home, prepare_job
 from replicator.reading import Observation, Reading
+from replicator.rights import find_read_gaps
 from replicator.run import Run
 from replicator.strategy import FULL, WATERMARK, XMIN
 
@@ -114,7 +115,7 @@ class Round:
         run, snapshot = self.run, self.snapshot
         self.observations = [snapshot.observation, *run.early, *kept]
         by_name = {(c.schema, c.name): c for c in self.pending}
-        for name, error in snapshot.failures.items():
+        for name, error in self._name_grants(snapshot.failures).items():
             chosen = by_name.pop(name)
             run.attempts[chosen.table] = run.attempts.get(chosen.table, 0) + 1
             self._settle(chosen, error)
@@ -142,6 +143,16 @@ class Round:
             except ReplicatorError as error:
                 self._settle(chosen, error)
         self._queue_jobs(jobs)
+
+    def _name_grants(self, failures: dict[tuple[str, str], ReplicatorError]) -> dict[tuple[str, str], ReplicatorError]:
+        """Return the failures, those for want of a right with the GRANT in SQL."""
+        denied = [name for name, error in failures.items() if error.sqlstate == "42501"]
+        if not denied:
+            return failures
+        with translated("source"):
+            found = find_relations(self.run.watcher, denied)
+            gaps = find_read_gaps(self.run.watcher, found.values())
+        return failures | {name: gaps[oid] for name, oid in found.items() if oid in gaps}
 
     def _queue_jobs(self, jobs: list[Job]) -> None:
         """Put the jobs in groups that load together, the biggest first, and bring enums up to date."""
