@@ -294,10 +294,11 @@ def read_only_error(side: str, why: str) -> PreflightError:
 
 _REFUSAL_HINTS = {
     "23505": "a row that only the target has holds the same unique value: change or delete that row in the target",
-    "23503": "sync the referenced table as well, or let the role set session_replication_role",
+    "23503": "sync the referenced table as well; where tables refer to each other in a circle: "
+    "grant set on parameter session_replication_role to the target's role",
     "23502": "drop the NOT NULL of the target's column (where it is in a primary key that is not the table's key here, "
     "drop that first), or give it a default",
-    "23514": "a CHECK of the target does not hold for the source's rows: relax it",
+    "23514": "a CHECK of the target does not hold for the source's rows: relax it; or no partition takes them: make it",
     "22001": "widen the target's column: its length is smaller than the source's",
     "22003": "widen the target's column: its range is smaller than the source's",
     "22P05": "create the target database with encoding 'UTF8' template template0; or rename, mask or exclude it",
