@@ -16,7 +16,7 @@ from replicator.exchange import ExchangeRound
 from replicator.page_range import PAGE_BYTES
 from replicator.resync import resync
 from replicator.run import RunResult
-from tests.chaos.moment import SLOWLY, read_settings, terminate_sessions, wait_for_copy
+from tests.chaos.moment import SLOWLY, read_settings, slowed, terminate_sessions, wait_for_copy
 from tests.conftest import MakePair
 from tests.pair import Pair
 from tests.wait import wait_until
@@ -116,7 +116,8 @@ def test_ranges_that_are_read_while_rows_change_are_of_one_snapshot(pair: Pair, 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        result = in_ranges(pair)
+        with slowed(pair):
+            result = in_ranges(pair)
     finally:
         stop.set()
         writer.join()
@@ -269,9 +270,10 @@ def test_a_reader_that_loses_its_connection_costs_another_try(pair: Pair, in_ran
     pair.write_config(tables=[{"name": "public.t", "where": SLOWLY.replace("0.015", "0.002")}])
     results: list[RunResult] = []
     run = threading.Thread(target=lambda: results.append(in_ranges(pair)))
-    run.start()
-    wait_for_copy(pair, tables=3)
-    assert terminate_sessions(pair.source, pair.reader, "a.query ilike 'copy%%' and state = 'active'")
+    with slowed(pair):
+        run.start()
+        wait_for_copy(pair, tables=3)
+        assert terminate_sessions(pair.source, pair.reader, "a.query ilike 'copy%%' and state = 'active'")
     run.join()
     assert results[0].exit_code == 0, results[0].errors
     assert results[0].rows[0]["attempts"] == 2
@@ -308,10 +310,11 @@ def test_a_resync_that_is_asked_to_stop_ends_in_the_middle_of_its_ranges(pair: P
     stop = threading.Event()
     results: list[RunResult] = []
     run = threading.Thread(target=lambda: results.append(in_ranges(pair, stop=stop)))
-    run.start()
-    wait_for_copy(pair, tables=3)
-    stop.set()
-    run.join()
+    with slowed(pair):
+        run.start()
+        wait_for_copy(pair, tables=3)
+        stop.set()
+        run.join()
     assert results[0].errors["public.t"].id == "interrupted"
     assert pair.target.execute("select max(version) from t").fetchone() == (1,)
     assert list_shadows(pair) == []
@@ -325,16 +328,17 @@ def test_a_shadow_that_is_being_filled_is_read_and_dropped_by_nobody_else(pair: 
     pair.write_config(tables=[{"name": "public.t", "where": SLOWLY}])
     stop = threading.Event()
     run = threading.Thread(target=lambda: in_ranges(pair, stop=stop))
-    run.start()
     try:
-        wait_until(lambda: list_shadows(pair), what="the shadow is there")
-        readers = pair.target.execute(
-            "select grantee::regrole::text from pg_class, aclexplode(relacl)"
-            " where relname like 'shadow%' and relkind = 'r' and grantee <> relowner"
-        ).fetchall()
-        with closing(connect(pair.target_dsn, side="target")) as connection:
-            drop_shadows(Control(connection, "replicator", "default"))
-        kept = list_shadows(pair)
+        with slowed(pair):
+            run.start()
+            wait_until(lambda: list_shadows(pair), what="the shadow is there")
+            readers = pair.target.execute(
+                "select grantee::regrole::text from pg_class, aclexplode(relacl)"
+                " where relname like 'shadow%' and relkind = 'r' and grantee <> relowner"
+            ).fetchall()
+            with closing(connect(pair.target_dsn, side="target")) as connection:
+                drop_shadows(Control(connection, "replicator", "default"))
+            kept = list_shadows(pair)
     finally:
         stop.set()
         run.join()
@@ -360,7 +364,7 @@ def test_a_killed_exchange_leaves_the_table_as_it_was_and_the_next_command_drops
     before = pair.target.execute("select count(*), sum(version), min(xmin::text), max(xmin::text) from t").fetchone()
     pair.source.execute("update t set version = 2")
     pair.write_config(tables=[{"name": "public.t", "where": SLOWLY}, "public.u"])
-    with pair.popen("resync", "--yes", "--jobs", "3") as running:
+    with slowed(pair), pair.popen("resync", "--yes", "--jobs", "3") as running:
         wait_for_copy(pair, tables=3)
         running.kill()
     now = pair.target.execute("select count(*), sum(version), min(xmin::text), max(xmin::text) from t").fetchone()
