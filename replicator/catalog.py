@@ -205,6 +205,7 @@ def _type(row: Row) -> Type:
         base_typmod=row["base_typmod"],
         labels=tuple(zip(row["label_oids"], row["labels"], strict=True)),
         binary=row["is_binary"],
+        parts=tuple((name, oid, typmod) for name, oid, typmod in row["parts"]),
     )
 
 
@@ -215,5 +216,5 @@ def _needed_types(types: dict[int, Type], columns: list[Column]) -> dict[int, Ty
         oid = waiting.pop()
         if oid and oid not in needed and oid in types:
             needed[oid] = types[oid]
-            waiting += [types[oid].element, types[oid].base]
+            waiting += [types[oid].element, types[oid].base, *(part for _, part, _ in types[oid].parts)]
     return needed

@@ -21,7 +21,10 @@ KIND_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """One row of pg_type. kind: typtype. element: 0 unless the type is an array; base: 0 unless it is a domain."""
+    """One row of pg_type. kind: typtype. element: 0 unless the type is an array; base: 0 unless it is a domain.
+
+    parts: (name, type OID, typmod) of the attributes of a composite type, or of what a range is of.
+    """
 
     oid: int
     schema: str
@@ -33,6 +36,7 @@ class Type:
     base_typmod: int
     labels: tuple[tuple[int, str], ...]
     binary: bool
+    parts: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def is_builtin(self) -> bool:
@@ -147,9 +151,9 @@ class Relation:
     def fingerprint(self, rules: str) -> str:
         """Return a hash of all that can change a row's output without a new row version.
 
-        ADD COLUMN ... DEFAULT, ALTER TYPE ... RENAME VALUE, ATTACH PARTITION, INHERIT, a table swapped in by rename, a
-        database swapped in by rename, TRUNCATE, a rewriting ALTER, another view definition, other rules: each changes
-        it. `rules` is the compiled SELECT, so a rule that ends in the same SQL is the same rule.
+        ADD COLUMN ... DEFAULT, ALTER TYPE ... RENAME VALUE or ADD ATTRIBUTE, ATTACH PARTITION, INHERIT, a table swapped
+        in by rename, a database swapped in by rename, TRUNCATE, a rewriting ALTER, another view definition, other
+        rules: each changes it. `rules` is the compiled SELECT, so a rule that ends in the same SQL is the same rule.
         """
         facts = {
             "kind": self.kind,
@@ -157,7 +161,7 @@ class Relation:
             "oid": self.oid,
             "members": sorted((m.oid, m.filenode, m.kind) for m in self.members),
             "columns": [(c.number, c.name, c.type_oid, c.typmod, c.missing) for c in self.columns],
-            "types": sorted((t.oid, t.name, t.kind, t.base, t.element, t.labels) for t in self.types.values()),
+            "types": sorted((t.oid, t.name, t.kind, t.base, t.element, t.labels, t.parts) for t in self.types.values()),
             "definition": self.definition,
             "rules": rules,
         }

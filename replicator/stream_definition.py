@@ -25,7 +25,7 @@ def define(job: Job, memberships: Mapping[int, str]) -> str:
         "oid": relation.oid,
         "members": sorted((m.oid, m.filenode, m.kind) for m in members),
         "columns": [(c.number, c.name, c.type_oid, c.typmod, c.generated, c.missing) for c in relation.columns],
-        "types": sorted((t.oid, t.name, t.kind, t.base, t.element, t.labels) for t in relation.types.values()),
+        "types": sorted((t.oid, t.name, t.kind, t.base, t.element, t.labels, t.parts) for t in relation.types.values()),
         "rules": job.rules,
         "key": job.mapping.key,
         "target": job.target,

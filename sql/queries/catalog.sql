@@ -97,7 +97,8 @@ left join pg_catalog.pg_am am on am.oid = c.relam
 order by m.root, c.oid;
 
 -- name: describe_types
--- oids: types. Each with the types it is made of (elements of arrays, bases of domains), enum labels in their order.
+-- oids: types. Each with the types it is made of (elements of arrays, bases of domains, and as parts the attributes of
+-- composite types and what ranges are of), enum labels in their order.
 -- An array is its element's own array type: int2vector and oidvector have elements too, but are written otherwise.
 with recursive needed (oid) as (
     select o from unnest(:'oids'::oid[]) as o
@@ -106,7 +107,14 @@ with recursive needed (oid) as (
     from needed d
     join pg_catalog.pg_type t on t.oid = d.oid
     left join pg_catalog.pg_type element on element.oid = t.typelem and element.typarray = t.oid
-    cross join lateral (values (element.oid), (nullif(t.typbasetype, 0))) as x (oid)
+    cross join lateral (
+        select element.oid
+        union all select t.typbasetype
+        union all select a.atttypid from pg_catalog.pg_attribute a
+                  where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+        union all select r.rngsubtype from pg_catalog.pg_range r where r.rngtypid = t.oid
+        union all select r.rngtypid from pg_catalog.pg_range r where r.rngmultitypid = t.oid
+    ) as x (oid)
     where x.oid is not null and x.oid <> 0
 )
 select t.oid::bigint as oid, n.nspname as schema, t.typname as name, t.typtype::text as kind, e.extname as extension,
@@ -116,7 +124,13 @@ select t.oid::bigint as oid, n.nspname as schema, t.typname as name, t.typtype::
        coalesce((select array_agg(l.oid::bigint order by l.enumsortorder)
                  from pg_catalog.pg_enum l where l.enumtypid = t.oid), '{}') as label_oids,
        coalesce((select array_agg(l.enumlabel order by l.enumsortorder)::text[]
-                 from pg_catalog.pg_enum l where l.enumtypid = t.oid), '{}') as labels
+                 from pg_catalog.pg_enum l where l.enumtypid = t.oid), '{}') as labels,
+       coalesce((select jsonb_agg(jsonb_build_array(p.name, p.type_oid::bigint, p.typmod) order by p.number)
+                 from (select a.attname, a.atttypid, a.atttypmod, a.attnum from pg_catalog.pg_attribute a
+                       where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+                       union all select '', r.rngsubtype, -1, 1 from pg_catalog.pg_range r where r.rngtypid = t.oid
+                       union all select '', r.rngtypid, -1, 1 from pg_catalog.pg_range r where r.rngmultitypid = t.oid
+                      ) as p (name, type_oid, typmod, number)), '[]') as parts
 from needed
 join pg_catalog.pg_type t on t.oid = needed.oid
 left join pg_catalog.pg_type element on element.oid = t.typelem and element.typarray = t.oid

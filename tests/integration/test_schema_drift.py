@@ -351,6 +351,32 @@ def test_labels_of_enums_are_followed_when_added_and_when_renamed(pair: Pair) ->
     sync_idly(pair)
 
 
+@pytest.mark.versions
+def test_types_inside_of_types_that_are_kept_as_text_are_followed(pair: Pair) -> None:
+    """No row is written when a label inside of a composite type or a range is renamed, or an attribute is added."""
+    pair.source.execute(
+        "create type mood as enum ('a', 'b'); create type pair as (x int, y mood); create domain same as pair;"
+        "create type span as range (subtype = mood); create type wide as (x int); create table row_of (p int, q text)"
+    )
+    pair.source.execute(
+        "create table u (id int primary key, one pair, many pair[], dom same, rng span, grows wide, line row_of);"
+        "insert into u values (1, row(1, 'a'), array[row(1, 'a')::pair], row(1, 'a'), '[a,b]', row(1), row(1, 'q'))"
+    )
+    pair.grant()
+    pair.write_config(tables=["public.u"])
+    sync(pair)
+    pair.assert_equal("public.u")
+    for change in (
+        "alter type mood rename value 'a' to 'aa'",
+        "alter type wide add attribute y int",
+        "alter table row_of add column r int",
+    ):
+        pair.source.execute(change)
+        sync(pair)
+        pair.assert_equal("public.u")
+        sync_idly(pair)
+
+
 def test_two_labels_of_an_enum_that_change_places_are_followed(pair: Pair) -> None:
     pair.source.execute("create type mood as enum ('a', 'b')")
     start(pair, columns="id int primary key, v int, note text, m mood default 'a'")
