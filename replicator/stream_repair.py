@@ -178,12 +178,13 @@ class _Repair:
         ]
         written = [finding for finding in kept if finding.kind != EXTRA]
         gone = [finding.key for finding in kept if finding.kind == EXTRA]
-        if gone:
-            self.figures.rows_deleted += connection.execute(difference.delete_keys(target, gone)).rowcount
-        if written:
-            connection.execute(difference.keep_staged(target, staging, [finding.key for finding in written]))
-            self._upsert(written, table, staging)
-        connection.execute(merge.drop_staging(staging))
+        with translated("target", self.job.table):
+            if gone:
+                self.figures.rows_deleted += connection.execute(difference.delete_keys(target, gone)).rowcount
+            if written:
+                connection.execute(difference.keep_staged(target, staging, [finding.key for finding in written]))
+                self._upsert(written, table, staging)
+            connection.execute(merge.drop_staging(staging))
         done = {finding.key for finding in kept}
         return [finding.key for finding in findings if finding.key not in done]
 

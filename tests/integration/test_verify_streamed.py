@@ -155,6 +155,23 @@ def test_a_repair_beside_the_listener_takes_no_row_back_in_time(streamed: Pair) 
     assert [entry for entry in fallen if entry[2] > 1] == []
 
 
+def test_a_repair_that_the_target_refuses_beside_the_listener_names_the_target(streamed: Pair) -> None:
+    pair = streamed
+    pair.source.execute(
+        "create table t (id int primary key, n int); insert into t select n, n from generate_series(1, 9) n"
+    )
+    pair.publish()
+    pair.write_config(tables=["public.t"], defaults={"on_row_error": "quarantine"})
+    catch_up(pair)
+    with listening(pair):
+        pair.target.execute("alter table t add constraint small check (n < 100)")
+        pair.source.execute("update t set n = 1000 where id = 1")
+        wait_until(lambda: pair.json("quarantine", "list")["rows"], what="the row is put aside")
+        finished = pair.run("verify", "--repair", check=None)
+    assert "target_refused_row" in finished.stderr
+    assert "source_refused_row" not in finished.stderr
+
+
 def test_resync_beside_the_listener_writes_only_what_differs(streamed: Pair) -> None:
     pair = streamed
     prepare(pair)
