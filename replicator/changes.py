@@ -26,6 +26,7 @@ class Changes:
     """Folded changes of one or more transactions.
 
     segments: by table, in order. position: the end of the last transaction that is whole in here, None before any.
+    commit_lsn: where the last transaction in here commits, whole or not.
     is_open: the last transaction is not, its rest follows. stale: tables of which nothing more was taken: they are to
     be read again. fresh_at: all that the source committed before this moment is in here or before it. repair_xid: the
     same of all older transactions.
@@ -33,6 +34,7 @@ class Changes:
 
     segments: dict[str, list[Segment]] = field(default_factory=dict)
     position: Lsn | None = None
+    commit_lsn: Lsn | None = None
     committed_at: datetime | None = None
     transactions: int = 0
     held_bytes: int = 0

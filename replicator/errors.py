@@ -44,7 +44,7 @@ class ReplicatorError(Exception):
     """Something went wrong that the user is told about in our own words.
 
     `id` is stable and is what the README's troubleshooting is sorted by; `sqlstate` is PostgreSQL's, if it
-    said one.
+    said one; `lsn` is where the transaction commits that it is about, if it is about one.
     """
 
     id = "failed"
@@ -66,6 +66,7 @@ class ReplicatorError(Exception):
         self.mend = mend
         self.sqlstate = sqlstate
         self.table = table
+        self.lsn: str | None = None
         if id is not None:
             self.id = id
 
@@ -148,6 +149,23 @@ class DataRefused(OperatorError):
     """The target refused a row: a constraint, a type, a trigger."""
 
     id = "data_refused"
+
+    def at(self, lsn: str, *, has_key: bool) -> DataRefused:
+        """Return the error with the transaction of the source that it is about.
+
+        has_key: the row's key can be looked up, where keys may be printed.
+        """
+        ways = [self.mend, 'on_row_error = "quarantine" goes on without the row' if has_key else None]
+        located = DataRefused(
+            self.what,
+            why="; ".join(filter(None, [self.why, f"in the transaction that commits at {lsn}"])),
+            mend="; or: ".join(filter(None, ways)) + ("; the row's key: replicator quarantine show" if has_key else ""),
+            id=self.id,
+            sqlstate=self.sqlstate,
+            table=self.table,
+        )
+        located.lsn = lsn
+        return located
 
 
 class FencedError(OperatorError):

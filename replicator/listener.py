@@ -23,7 +23,7 @@ from replicator.patience import Patience
 from replicator.position import Lsn
 from replicator.preparation import open_access
 from replicator.settings import Settings
-from replicator.stream import Until
+from replicator.stream import Search, Until
 from replicator.stream_follower import StreamFollower
 from replicator.stream_session import ListenResult, ListenSession, Outcome
 from replicator.stream_start import StreamStart
@@ -59,6 +59,7 @@ class Listener:
         self.is_connected = False
         self.has_lost_publication = False
         self.has_lock = False
+        self.search: Search | None = None
 
     def run(self) -> ListenResult:
         """Listen. Raises what only an operator can mend; passing errors are borne, for ever unless bounded."""
@@ -115,7 +116,10 @@ class Listener:
             self.has_lost_publication = start.has_lost_publication
         if started is None:
             return Outcome.AGAIN
-        return StreamFollower(session, started, self.until, self.patience.renew).follow()
+        follower = StreamFollower(session, started, self.until, self.patience.renew, self.search)
+        outcome = follower.follow()
+        self.search = follower.search
+        return outcome
 
     def _open_target(self, stack: ExitStack, *, first: bool) -> tuple[Control, StreamControl, ListenerState]:
         connection = self._connect_target(first=first)
@@ -145,7 +149,7 @@ class Listener:
             control.record_failure(self.result.execution_id, error.table or "-", error)
         self.log.error(
             "run_failed", path="listen", table=error.table, error_type=error.id, error_message=error.message,
-            sqlstate=error.sqlstate,
+            sqlstate=error.sqlstate, lsn=error.lsn,
         )  # fmt: skip
 
 

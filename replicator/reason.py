@@ -60,8 +60,8 @@ class Sighting:
 
     rows_source, rows_target: how many the key names, at most two. target_key: what the rules make of the key, None
     where only its row would tell. lacking: columns that the target has not got yet. refusal: why the source cannot
-    compute the row. reading: of the next sync; problem: what would stop it. last_batch: the newest row of `etl_control`
-    for the table.
+    compute the row. reading: of the next sync; problem: what would stop it. refused: the row's change that the listener
+    cannot get past. last_batch: the newest row of `etl_control` for the table.
     """
 
     table: str
@@ -80,6 +80,7 @@ class Sighting:
     reading: Reading | None = None
     problem: ReplicatorError | None = None
     quarantined: Row | None = None
+    refused: Row | None = None
     stream: Stream = field(default_factory=Stream)
     last_batch: Row | None = None
 
@@ -102,7 +103,14 @@ def find_reason(seen: Sighting) -> Reason:
     settled = _find_refusal(seen) or _find_ambiguity(seen) or _find_agreement(seen)
     if settled is not None:
         return settled
-    for look in (_find_quarantine, _find_missing_target, _find_stream_reason, _find_stop, _find_next):
+    for look in (
+        _find_quarantine,
+        _find_refused_change,
+        _find_missing_target,
+        _find_stream_reason,
+        _find_stop,
+        _find_next,
+    ):
         reason = look(seen)
         if reason is not None:
             return _mention_failure(reason, seen)
@@ -152,6 +160,18 @@ def _find_quarantine(seen: Sighting) -> Reason | None:
         f"in quarantine since {_moment(row['first_at'])}: the target refused it ({row['error_code']}: "
         f"{row['error_message']})",
         f"replicator quarantine retry {row['quarantine_id']}",
+    )
+
+
+def _find_refused_change(seen: Sighting) -> Reason | None:
+    row = seen.refused
+    if row is None:
+        return None
+    return Reason(
+        "stopped",
+        f"the listener stopped at a change of it at {_moment(row['last_at'])}: the target refused it "
+        f"({row['error_code']}: {row['error_message']})",
+        "mend what refuses it, or the row in the source; then replicator listen",
     )
 
 

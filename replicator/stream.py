@@ -35,10 +35,14 @@ _IDLE_SAVE_S = 1.0
 _ASK_S = 0.05
 _WATCH_S = 1.0
 _DEFINITIONS_S = 10.0
+_NARROWING = 8
 
 
 class LoadingThread(threading.Thread):
-    """Loads one batch at a time. error: what ended it; position: the last that is committed in the target."""
+    """Loads one batch at a time. position: the last that is committed in the target.
+
+    error: what ended it; failed: the batch that it ended at.
+    """
 
     def __init__(self, loader: StreamLoader, sender: WalSender, position: Lsn, tell: Callable[[Landed, float], None]):
         super().__init__(name="load", daemon=True)
@@ -47,6 +51,7 @@ class LoadingThread(threading.Thread):
         self.position = position
         self.is_free = True
         self.error: ReplicatorError | None = None
+        self.failed: Changes | None = None
         self.landed_stale: set[str] = set()
 
     def submit(self, changes: Changes) -> None:
@@ -64,7 +69,9 @@ class LoadingThread(threading.Thread):
         try:
             while (changes := self._queue.get()) is not None:
                 begun = time.monotonic()
+                self.failed = changes
                 landed = self._loader.load(changes)
+                self.failed = None
                 if landed is not None:
                     self.position = landed.position
                     self._sender.confirm(landed.position)
@@ -149,6 +156,25 @@ class Until:
     lsn: Lsn | None = None
 
 
+@dataclass(frozen=True)
+class Search:
+    """The search for the transaction of a refused row, by ever smaller batches. Cells come as text, for the row's key.
+
+    transactions: most in a batch. until: the search is over once all up to here has landed.
+    """
+
+    transactions: int
+    until: Lsn
+
+
+def narrow(search: Search | None, failed: Changes) -> Search | None:
+    """Return the search that goes on from a batch that failed; None when that was one transaction, in text."""
+    transactions = failed.transactions + failed.is_open
+    if failed.commit_lsn is None or (search is not None and transactions <= 1):
+        return None
+    return Search(max(1, transactions // _NARROWING), failed.commit_lsn)
+
+
 class Stream:
     """One run of the stream, from its start to its end."""
 
@@ -161,16 +187,19 @@ class Stream:
         *,
         cap_bytes: int,
         until: Until,
+        search: Search | None,
         stop: threading.Event,
     ) -> None:
         self.sender, self.collector, self.loading, self.watch = sender, collector, loading, watch
-        self.cap_bytes, self.until, self.stop = cap_bytes, until, stop
+        self.cap_bytes, self.until, self.search, self.stop = cap_bytes, until, search, stop
+        # Batches of a search that wait for the loader.
+        self._short: deque[Changes] = deque()
         self._keepalive: Keepalive | None = None
         self._saved_at = self._asked_at = 0.0
         self._confirmed_end = loading.position
 
     def run(self) -> None:
-        """Follow the stream until it is stopped, has reached its end, or a table is to be read again.
+        """Follow the stream until it is stopped, has reached its end or a search's, or a table is to be read again.
 
         Raises what ended the loading thread, or the connection.
         """
@@ -179,9 +208,9 @@ class Stream:
                 raise self.loading.error
             for table in self.watch.changed - self.collector.stale:
                 self.collector.discard(table)
-            if self.collector.changes.held_bytes >= self.cap_bytes and not self.loading.is_free:
+            if self._holds_enough() and not self.loading.is_free:
                 self.sender.hold(_TICK_S)
-            else:
+            elif not self._short:
                 self._receive()
             self._hand_over_if_due()
             self._save_idle()
@@ -191,8 +220,11 @@ class Stream:
     def _is_done(self) -> bool:
         if self.loading.landed_stale and self.loading.is_free:
             return True
-        lsn = self.until.lsn
-        return lsn is not None and self.loading.position >= lsn and self.loading.is_free
+        ends = (self.until.lsn, None if self.search is None else self.search.until)
+        return self.loading.is_free and any(lsn is not None and self.loading.position >= lsn for lsn in ends)
+
+    def _holds_enough(self) -> bool:
+        return bool(self._short) or self.collector.changes.held_bytes >= self.cap_bytes
 
     def _receive(self) -> None:
         busy = self.until.lsn is not None or self.collector.stale
@@ -202,22 +234,29 @@ class Stream:
                 self._keepalive = item
                 continue
             collector.take(item)
+            if self.search is not None:
+                self._cut(self.search)
             if loading.is_free:
                 self._hand_over_if_due()
+
+    def _cut(self, search: Search) -> None:
+        if self.collector.changes.transactions >= search.transactions and not self.collector.in_transaction:
+            self._short.append(self.collector.hand_over())
 
     def _hand_over_if_due(self) -> None:
         """Give the loader what is whole, or what is too much to hold."""
         if not self.loading.is_free or self.loading.error is not None:
             return
         changes = self.collector.changes
-        if self.collector.in_transaction:
+        if self._short:
+            self._submit(self._short.popleft())
+        elif self.collector.in_transaction:
             if changes.held_bytes >= self.cap_bytes:
-                self._hand_over()
+                self._submit(self.collector.hand_over())
         elif changes.position is not None:
-            self._hand_over()
+            self._submit(self.collector.hand_over())
 
-    def _hand_over(self) -> None:
-        changes = self.collector.hand_over()
+    def _submit(self, changes: Changes) -> None:
         if not changes.is_open and changes.position is not None:
             self._seal(changes, changes.position)
         self._keepalive = None
@@ -241,7 +280,7 @@ class Stream:
         keepalive = self._keepalive
         if keepalive is None or not self.loading.is_free or self.collector.in_transaction:
             return
-        if not self.collector.changes.is_empty:
+        if self._short or not self.collector.changes.is_empty:
             return
         is_news = keepalive.wal_end > self.loading.position or bool(self.collector.stale)
         if is_news and (keepalive.reply_requested or wants or now - self._saved_at >= _IDLE_SAVE_S):

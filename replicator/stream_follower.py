@@ -17,11 +17,12 @@ from replicator.capture.intake import Intake
 from replicator.capture.lookup import Delivered, Lookup
 from replicator.capture.pgoutput import Relation as RelationMessage
 from replicator.capture.walsender import WalSender
+from replicator.changes import Changes, KeyText
 from replicator.db import Connection, closing, translated
-from replicator.errors import LockHeldError, OperatorError, ReplicatorError
+from replicator.errors import DataRefused, LockHeldError, OperatorError, ReplicatorError
 from replicator.position import Lsn
 from replicator.preparation import prepare_jobs
-from replicator.stream import LoadingThread, Stream, Until, Watch
+from replicator.stream import LoadingThread, Search, Stream, Until, Watch, narrow
 from replicator.stream_definition import define
 from replicator.stream_session import ListenSession, Outcome
 from replicator.stream_start import Started
@@ -31,11 +32,20 @@ from replicator.stream_table import VERSION, spell_key
 class StreamFollower:
     """One run of a stream, with all that it needs opened and closed.
 
-    until: when a bounded one ends. renew: takes note that something landed.
+    until: when a bounded one ends. renew: takes note that something landed. search: for the transaction of a row that
+    the target refuses; afterwards, how the next run goes on with it.
     """
 
-    def __init__(self, session: ListenSession, started: Started, until: Until, renew: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        session: ListenSession,
+        started: Started,
+        until: Until,
+        renew: Callable[[], None],
+        search: Search | None,
+    ) -> None:
         self.session, self.started, self.until, self.renew = session, started, until, renew
+        self.search = search
         self.settings, self.access, self.log, self.stop = session.settings, session.access, session.log, session.stop
         self.control, self.streams, self.watcher = session.control, session.streams, session.watcher
         self.tables = started.tables
@@ -76,6 +86,7 @@ class StreamFollower:
                 watch,
                 cap_bytes=self.settings.listen.batch_bytes // 2,
                 until=self.until,
+                search=self.search,
                 stop=self.stop,
             )
             loading.start()
@@ -86,6 +97,9 @@ class StreamFollower:
                 if error.table is not None and error.table in self._look_for_changes():
                     # The target refused what a changed definition explains: a new enum label, a wider type.
                     self._mark_stale(error.table)
+                    return Outcome.AGAIN
+                if isinstance(error, DataRefused) and loading.failed is not None:
+                    self._seek(error, loading.failed, loader.refused_key)
                     return Outcome.AGAIN
                 raise
             finally:
@@ -101,10 +115,28 @@ class StreamFollower:
                 raise loading.error
         return self._conclude(bool(loading.landed_stale))
 
+    def _seek(self, error: DataRefused, failed: Changes, key: KeyText | None) -> None:
+        """Go on with the search for a refused row's transaction. Raises the error, located, once it is found."""
+        search = narrow(self.search, failed)
+        if search is not None:
+            self.search = search
+            self.log.info(
+                "refused_row_sought", path="listen", table=error.table, transactions=search.transactions,
+                lsn=str(search.until),
+            )  # fmt: skip
+            return
+        if failed.commit_lsn is None:
+            raise error
+        located = error.at(str(failed.commit_lsn), has_key=key is not None)
+        with translated("target"):
+            self.streams.save_refused(error.table or "-", key, failed.commit_lsn, located)
+        raise located from error
+
     def _conclude(self, has_stale: bool) -> Outcome:
+        has_searched, self.search = self.search is not None, None
         if self.stop.is_set():
             return Outcome.DONE
-        if has_stale:
+        if has_stale or has_searched:
             return Outcome.AGAIN
         # A bounded stream has reached its end; what changed without a message is made up for now.
         for table in self._look_for_changes():
@@ -176,9 +208,9 @@ class StreamFollower:
     def _streams_binary(self) -> bool:
         """Say whether every table can take its cells in binary: one stream has one format.
 
-        Rules need a cell's text, and so does the key of a row in quarantine.
+        Rules need a cell's text, and so does the key of a row in quarantine, or of one that is sought.
         """
-        return all(
+        return self.search is None and all(
             table.shape.binary
             and not table.layout.rules
             and not table.layout.from_source

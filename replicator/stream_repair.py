@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import psycopg
@@ -17,13 +18,15 @@ from replicator.apply import difference, merge
 from replicator.apply.comparison import Finding
 from replicator.apply.difference import DIFFERENT, EXTRA, Key
 from replicator.apply.job import Job, Session
+from replicator.apply.sieve import MOST_REFUSED_ROWS, UNIQUE_VIOLATION, too_many
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import take_replica_role
 from replicator.batch import Figures
 from replicator.capture.lookup import FreshReader, read_open_writers
 from replicator.capture.pull import read_system_identifier
+from replicator.changes import KeyText
 from replicator.db import Connection, closing, translate, translated
-from replicator.errors import OperatorError, ReplicatorError, unexpected
+from replicator.errors import DataRefused, OperatorError, ReplicatorError, unexpected
 from replicator.inventory import take_inventory
 from replicator.judgement import TargetTable, open_target_table
 from replicator.preparation import choose_digest, prepare_jobs
@@ -86,7 +89,9 @@ class _Repair:
         self.run, self.session, self.source, self.job = run, session, source, job
         self.system_identifier, self.verdict = system_identifier, verdict
         self.streams = StreamControl(session.connection, session.control.schema, session.control.pipeline)
+        self.quarantines = job.settings.on_row_error == "quarantine"
         self.figures = Figures()
+        self.refused = 0
         self.started_at = datetime.now(UTC)
 
     def execute(self) -> None:
@@ -142,11 +147,77 @@ class _Repair:
             with translated("source", self.job.table):
                 writers = read_open_writers(self.source, self.job.mapping.relation)
                 is_whole = begin_after(fresh, self.job, writers, _HOLD_LIMIT_S)
-                moved = self._write(findings, table, fresh, spellings, only_settled=not is_whole)
+                moved = self._sift(self._leave_waiting(findings), table, fresh, spellings, only_settled=not is_whole)
                 fresh.end()
             self._record()
         self.verdict.undecided += moved
         self.verdict.findings = [finding for finding in self.verdict.findings if finding.key not in set(moved)]
+
+    def _leave_waiting(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Return the findings whose row is not in quarantine: there it is tried again when it is asked for."""
+        if not self.quarantines:
+            return list(findings)
+        waiting = self.streams.read_waiting_keys(self.job.table)
+        left = [finding for finding in findings if _as_cells(finding.key) not in waiting]
+        self.figures.rows_quarantined += len(findings) - len(left)
+        return left
+
+    def _sift(
+        self,
+        findings: Sequence[Finding],
+        table: TargetTable,
+        fresh: FreshReader,
+        spellings: Sequence[str],
+        *,
+        only_settled: bool,
+    ) -> list[Key]:
+        """Write findings, by halves where the target refuses a row that may go into quarantine.
+
+        Returns keys as `_write` does.
+        """
+        if not findings:
+            return []
+        try:
+            return self._try(findings, table, fresh, spellings, only_settled=only_settled)
+        except DataRefused as error:
+            if not self.quarantines:
+                raise
+            if self.refused >= MOST_REFUSED_ROWS:
+                raise too_many(self.job.table, error) from error
+            if len(findings) == 1:
+                self.streams.quarantine(self.job.table, _as_cells(findings[0].key), None, error)
+                self.refused += 1
+                self.figures.rows_quarantined += 1
+                return []
+        middle = len(findings) // 2
+        return [
+            key
+            for half in (findings[:middle], findings[middle:])
+            for key in self._sift(half, table, fresh, spellings, only_settled=only_settled)
+        ]
+
+    def _try(
+        self,
+        findings: Sequence[Finding],
+        table: TargetTable,
+        fresh: FreshReader,
+        spellings: Sequence[str],
+        *,
+        only_settled: bool,
+    ) -> list[Key]:
+        """Write findings in a savepoint; where they trade unique values, once more with all of them taken out first."""
+        counted = replace(self.figures)
+        for makes_way in (False, True):
+            try:
+                with self.session.connection.transaction():
+                    return self._write(
+                        findings, table, fresh, spellings, only_settled=only_settled, makes_way=makes_way
+                    )
+            except DataRefused as error:
+                self.figures.restore(counted)
+                if makes_way or error.sqlstate != UNIQUE_VIOLATION or len(findings) == 1:
+                    raise
+        raise AssertionError("the second attempt returns or raises")
 
     def _record(self) -> None:
         load_type = FULL if self.run.path == "resync" else INCREMENTAL
@@ -162,10 +233,11 @@ class _Repair:
         spellings: Sequence[str],
         *,
         only_settled: bool,
+        makes_way: bool,
     ) -> list[Key]:
         """Write the findings that the source still has as they were found; return the keys of the others.
 
-        only_settled: leave alone what an open transaction may have changed.
+        only_settled: leave alone what an open transaction may have changed. makes_way: delete what is written first.
         """
         connection, target = self.session.connection, table.target
         staging = f"replicator_repair_{self.run.batch_ids[self.job.table]}"
@@ -181,6 +253,8 @@ class _Repair:
         with translated("target", self.job.table):
             if gone:
                 self.figures.rows_deleted += connection.execute(difference.delete_keys(target, gone)).rowcount
+            if makes_way:
+                connection.execute(difference.delete_keys(target, [finding.key for finding in written]))
             if written:
                 connection.execute(difference.keep_staged(target, staging, [finding.key for finding in written]))
                 self._upsert(written, table, staging)
@@ -194,3 +268,7 @@ class _Repair:
         self.figures.rows_updated += min(updated, rows)
         self.figures.rows_inserted += max(0, rows - updated)
         self.figures.rows_extracted += rows
+
+
+def _as_cells(key: Key) -> KeyText:
+    return tuple(None if text is None else text.encode() for text in key)

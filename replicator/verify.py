@@ -182,7 +182,7 @@ def note_repairs(result: VerifyResult, verdicts: Sequence[Verdict], done: RunRes
         if row is None or row["status"] != "success":
             continue
         verdict.repaired = row["rows_inserted"] + row["rows_updated"] + row["rows_deleted"]
-        verdict.is_repaired = True
+        verdict.is_repaired = not row["rows_quarantined"]
 
 
 def list_streamed(run: Run, tables: Sequence[str]) -> tuple[list[str], list[str]]:

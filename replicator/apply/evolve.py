@@ -297,7 +297,10 @@ class _Plan:
             raise self._drift(
                 f"the source no longer has {', '.join(sorted(dropped))}",
                 'on_schema_change is "freeze"',
-                'set on_schema_change = "evolve" (the column stays and takes NULL), or drop it here too',
+                sql.SQL('alter table {} {} -- or set on_schema_change = "evolve": it stays, and takes NULL').format(
+                    self.name,
+                    sql.SQL(", ").join(sql.SQL("drop column {}").format(sql.Identifier(name)) for name in dropped),
+                ),
             )
         for name in dropped:
             if not_null[name]:
@@ -321,11 +324,11 @@ class _Plan:
             return False, []
         make = _add_primary_key(self.name, mapping)
         if not created_by_us or self.table.on_schema_change != "evolve":
-            raise self._key_missing()
+            raise self._key_missing(created_by_us)
         self._drop_primary_key()
         return True, [make]
 
-    def _key_missing(self) -> SchemaDrift:
+    def _key_missing(self, created_by_us: bool) -> SchemaDrift:
         key, there = self.mapping.key, {self._moved(column.name) for column in self.target.columns}
         lacking = [name for name in key if name not in there]
         if lacking:
@@ -334,11 +337,14 @@ class _Plan:
                 "rows are matched by it",
                 f"if it was renamed in the source: rename it here too{self._or_evolve()}; else add it, and fill it",
             )
+        actions = [sql.SQL("add unique ({})").format(_identifiers(key))]
+        if created_by_us:
+            actions = [*self._retire_primary_key(), *actions]
         return self._drift(
             f"no unique index on the key ({', '.join(key)})",
             "rows are matched by it",
-            sql.SQL("alter table {} add unique ({}) -- rows with the key of another one go first").format(
-                self.name, _identifiers(key)
+            sql.SQL("alter table {} {} -- rows with the key of another one go first").format(
+                self.name, sql.SQL(", ").join(actions)
             ),
         )
 
@@ -350,13 +356,19 @@ class _Plan:
         return tuple(names[name] for name in self.mapping.key if name in names)
 
     def _drop_primary_key(self) -> None:
+        for action in self._retire_primary_key():
+            self._alter(action)
+
+    def _retire_primary_key(self) -> list[sql.Composed]:
+        """Return what the old primary key's end takes: its columns may be NULL from now on."""
         old = next((index for index in self.target.indexes if index.primary), None)
         if old is None:
-            return
-        self._alter(sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(old.name)))
-        for name in map(self._moved, old.columns):
-            if name not in self.mapping.key:
-                self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
+            return []
+        freed = [name for name in map(self._moved, old.columns) if name not in self.mapping.key]
+        return [
+            sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(old.name)),
+            *(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)) for name in freed),
+        ]
 
     def _deferrable_key(self, index: Index) -> ConfigError:
         # ON CONFLICT takes every index on the key's columns as its arbiter: an immediate one beside it does not help.

@@ -209,7 +209,23 @@ class StreamControl:
             error_message=error.message,
             error_mend=error.mend,
             error_traceback=scrub_traceback(error),
+            lsn=error.lsn,
         )
+
+    def save_refused(self, table: str, key: KeyText | None, lsn: Lsn, error: ReplicatorError) -> None:
+        """Note the change that the stream cannot get past, in a transaction of its own, until it has."""
+        self._execute(
+            "save_refused",
+            table_name=table,
+            key=None if key is None else json.dumps(write_key(key)),
+            lsn=str(lsn),
+            error_code=error.code,
+            error_message=error.message,
+        )
+
+    def read_refused(self) -> Row | None:
+        """Return the change that the stream could not get past when it was last tried; None when there is none."""
+        return self._execute("read_refused").fetchone()
 
     def read_quarantine(self) -> list[Row]:
         """Return the rows that wait."""

@@ -25,7 +25,7 @@ from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import describe_target, order_by_foreign_keys, plan_target, record_columns
 from replicator.batch import Figures
 from replicator.catalog import read_relation
-from replicator.changes import Changes, RowFinder, Segment, halve, split_gone
+from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import Connection, translated
 from replicator.digest import Digest
 from replicator.errors import DataRefused
@@ -52,7 +52,8 @@ class Landed:
 class StreamLoader:
     """Loads changes of the stream on one connection. replica: triggers and foreign keys do not fire in it.
 
-    binary: cells come in the binary format of their types.
+    binary: cells come in the binary format of their types. refused_key: of the row that made the last load fail, as the
+    bytes that came; None when it was not a row, or one without a key.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class StreamLoader:
         self._figures: dict[str, Figures] = {}
         self._corrected: Counter[str] = Counter()
         self._locked: set[str] = set()
+        self.refused_key: KeyText | None = None
         self._started_at: datetime | None = None
         self._order: list[str] | None = None
         self._position: Lsn | None = None
@@ -113,6 +115,7 @@ class StreamLoader:
 
         Raises our errors, with nothing changed.
         """
+        self.refused_key = None
         is_whole = not (self.is_open or changes.is_open)
         # A savepoint is a way to the server and back; it takes a refused row, or two rows that trade a unique value.
         self._careful_batches = max(self._careful_batches - 1, 0)
@@ -258,6 +261,7 @@ class StreamLoader:
                 return
             error = again
         if not load.quarantines:
+            self.refused_key = key_cells(key)
             raise error
         with translating(table):
             self.control.quarantine(table, key_cells(key), self._position, error)

@@ -73,6 +73,8 @@ class Collector:
         self._begin = begin
         # A position is the end of a commit record, or of something else; a commit that begins before it ended there.
         self._skips = begin.final_lsn < self._position
+        if not self._skips:
+            self.changes.commit_lsn = begin.final_lsn
         if begin.final_lsn < self._all_since or self._picky:
             self._sinks.clear()
             self._picky = begin.final_lsn < self._all_since
@@ -174,7 +176,9 @@ class Collector:
         """Return what was collected, and begin anew. Inside a transaction the changes are marked as open."""
         changes, self.changes = self.changes, Changes()
         self._sinks.clear()
-        changes.is_open = self.in_transaction and not self._skips
+        if self._begin is not None and not self._skips:
+            changes.is_open = True
+            self.changes.commit_lsn = self._begin.final_lsn
         return changes
 
 

@@ -138,12 +138,12 @@ def read_slot(connection: Connection, name: str) -> SlotFacts | None:
     )  # fmt: skip
 
 
-def drop_slot(connection: Connection, name: str) -> None:
-    """Drop a slot. Raises LockHeldError while somebody reads it; one that is gone already is fine."""
+def drop_slot(connection: Connection, name: str) -> bool:
+    """Drop a slot; False when there was none. Raises LockHeldError while somebody reads it."""
     try:
         connection.execute(statement("replication.drop_slot"), {"slot": name})
     except psycopg.errors.UndefinedObject:
-        return
+        return False
     except psycopg.errors.ObjectInUse as error:
         raise LockHeldError(
             f"the replication slot {name} is in use",
@@ -152,6 +152,7 @@ def drop_slot(connection: Connection, name: str) -> None:
             id="slot_active",
             sqlstate=error.sqlstate,
         ) from error
+    return True
 
 
 def read_timeline(connection: Connection) -> int:

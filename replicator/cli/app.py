@@ -29,7 +29,7 @@ app.add_typer(target_app, name="target")
 slot_app = typer.Typer(help="The replication slot of this pipeline on the source.", no_args_is_help=True)
 app.add_typer(slot_app, name="slot")
 quarantine_app = typer.Typer(
-    help='Rows that the target refused, where on_row_error = "quarantine".', no_args_is_help=True
+    help="Rows that the target refused: those put aside, and the one that stopped the listener.", no_args_is_help=True
 )
 app.add_typer(quarantine_app, name="quarantine")
 alert_app = typer.Typer(help="Alerts to the addresses of [alerts].", no_args_is_help=True)
@@ -372,19 +372,22 @@ def quarantine_list(config: Config = None, json: Json = False) -> None:
     """Show which rows wait, and what refused them."""
     from replicator.cli.quarantine import list_rows
 
-    _exit(list_rows(config, None, as_json=json))
+    _exit(list_rows(config, as_json=json))
 
 
 @quarantine_app.command("show")
 def quarantine_show(
-    number: Annotated[int, typer.Argument(metavar="ID", help="Number that `list` shows.")],
+    number: Annotated[
+        int | None,
+        typer.Argument(metavar="ID", help="Number that `list` shows; without one: what stopped the listener."),
+    ] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Show one row: its table, its key, what refused it, and where in the stream."""
-    from replicator.cli.quarantine import list_rows
+    from replicator.cli.quarantine import show_row
 
-    _exit(list_rows(config, number, as_json=json))
+    _exit(show_row(config, number, as_json=json))
 
 
 @quarantine_app.command("retry")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from replicator.apply.stream_control import StreamControl
-from replicator.cli.output import describe_error, print_error, print_json, print_table
+from replicator.cli.output import as_text, describe_error, print_error, print_json, print_table
 from replicator.cli.session import open_control, open_run, open_settings
 from replicator.errors import EXIT_FAILED, EXIT_OK, UsageError
 from replicator.quarantine import retry_rows
@@ -16,17 +16,30 @@ from replicator.settings import Settings
 Row = dict[str, Any]
 
 
-def list_rows(config: Path | None, number: int | None, *, as_json: bool) -> int:
-    """Print the rows that wait, or one of them whole."""
-    rows = _choose(_read(open_settings(config)), [] if number is None else [number])
+def list_rows(config: Path | None, *, as_json: bool) -> int:
+    """Print the rows that wait, and the one that the listener cannot get past."""
+    rows, refused = _read(open_settings(config))
     if as_json:
-        print_json({"rows": rows})
+        print_json({"rows": rows, "stopped_at": refused})
         return EXIT_OK
-    if number is None:
-        columns = ("id", "table", "key", "error", "since", "changes")
-        print_table(columns, [_row(row) for row in rows], right=("changes",))
-        return EXIT_OK
-    print_table(("what", "is"), list(rows[0].items()))
+    columns = ("id", "table", "key", "error", "since", "changes")
+    print_table(columns, [_row(row) for row in rows], right=("changes",))
+    if refused is not None:
+        key = "" if refused["key"] is None else f", key {', '.join(map(str, refused['key']))}"
+        print(as_text(f"the listener stopped at a row of {refused['table_name']}{key}: replicator quarantine show"))
+    return EXIT_OK
+
+
+def show_row(config: Path | None, number: int | None, *, as_json: bool) -> int:
+    """Print one of the rows that wait whole; without a number, the one that the listener cannot get past."""
+    rows, refused = _read(open_settings(config))
+    chosen = [] if number is None else _choose(rows, [number])
+    if as_json:
+        print_json({"rows": chosen, "stopped_at": refused})
+    elif chosen or refused is not None:
+        print_table(("what", "is"), list((chosen[0] if chosen else refused or {}).items()))
+    else:
+        print("the listener stopped at no refused row; replicator quarantine list shows those that wait")
     return EXIT_OK
 
 
@@ -38,7 +51,7 @@ def _row(row: Row) -> tuple[object, ...]:
 def retry(config: Path | None, ids: Sequence[int], *, as_json: bool) -> int:
     """Try rows again; 1 when some were refused once more."""
     settings = open_settings(config)
-    rows = _choose(_read(settings), ids)
+    rows = _choose(_read(settings)[0], ids)
     with open_run(settings) as conninfo:
         result = retry_rows(settings, conninfo, rows)
     if as_json:
@@ -54,7 +67,7 @@ def retry(config: Path | None, ids: Sequence[int], *, as_json: bool) -> int:
 def discard(config: Path | None, ids: Sequence[int], *, yes: bool, as_json: bool) -> int:
     """Give rows up. Raises UsageError without --yes."""
     settings = open_settings(config)
-    rows = _choose(_read(settings), ids)
+    rows = _choose(_read(settings)[0], ids)
     if not yes:
         raise UsageError(
             f"{len(rows)} rows would be given up",
@@ -71,11 +84,13 @@ def discard(config: Path | None, ids: Sequence[int], *, yes: bool, as_json: bool
     return EXIT_OK
 
 
-def _read(settings: Settings) -> list[Row]:
+def _read(settings: Settings) -> tuple[list[Row], Row | None]:
+    """Return the rows that wait, and the change that the listener cannot get past."""
     with open_control(settings) as control:
         if not control.exists() or control.list_pending():
-            return []
-        return StreamControl(control.connection, control.schema, control.pipeline).read_quarantine()
+            return [], None
+        streams = StreamControl(control.connection, control.schema, control.pipeline)
+        return streams.read_quarantine(), streams.read_refused()
 
 
 def _choose(rows: list[Row], ids: Sequence[int]) -> list[Row]:

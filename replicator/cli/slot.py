@@ -81,15 +81,15 @@ def drop_slots(config: Path | None, *, yes: bool, as_json: bool) -> int:
             control.migrate()
             control.take_lock("listener", settings.lock_wait.total_seconds())
         with translated("source"):
-            drop_slot(source, name)
+            is_dropped = drop_slot(source, name)
             gone = drop_publication(source, settings.publication_name)
         with translated("target"):
             StreamControl(control.connection, control.schema, control.pipeline).drop_stream()
     if as_json:
-        print_json({"dropped": name, "publication_dropped": gone})
+        print_json({"dropped": name if is_dropped else None, "publication_dropped": gone})
     else:
         print(
-            f"dropped slot {name}"
+            (f"dropped slot {name}" if is_dropped else f"there is no slot {name} on the source")
             + ("" if gone else f"; publication {settings.publication_name} is not ours and stays")
         )
     return EXIT_OK

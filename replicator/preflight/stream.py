@@ -171,7 +171,7 @@ class _StreamCheck:
             yield self._stop(error, plan.table)
             return
         if unsent:
-            yield self._find_unsent(plan.table, unsent)
+            yield self._find_unsent(plan.table, unsent, job)
         if needs_source(job.mapping, job.settings):
             yield Finding(
                 "rows_read_again",
@@ -182,11 +182,12 @@ class _StreamCheck:
                 plan.table,
             )
 
-    def _find_unsent(self, table: str, unsent: Sequence[str]) -> Finding:
+    def _find_unsent(self, table: str, unsent: Sequence[str], job: Job) -> Finding:
         columns = ", ".join(unsent)
         names = ", ".join(f'"{name}"' for name in unsent)
         mends = [f"exclude = [{names}]"]
-        if self.facts.version_number >= GENERATED_SINCE:
+        stored = {column.name for column in job.mapping.relation.columns if column.generated == "s"}
+        if self.facts.version_number >= GENERATED_SINCE and stored.intersection(unsent):
             option = sql.SQL("alter publication {} set (publish_generated_columns = stored)")
             mends.insert(0, option.format(sql.Identifier(self.settings.publication_name)).as_string())
         return Finding(

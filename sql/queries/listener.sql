@@ -34,7 +34,8 @@ select 1 as mine from :"control".listener where pipeline = :'pipeline' and epoch
 select 1 as held from :"control".listener where pipeline = :'pipeline' for update;
 
 -- name: save_position
--- In the transaction of the data. repair_xid: null keeps what is there.
+-- In the transaction of the data. repair_xid: null keeps what is there. A stream that goes on is past what it refused.
+with passed as (delete from :"control".refused_change where pipeline = :'pipeline')
 update :"control".listener set
     position = :'position'::text::pg_lsn, fresh_at = greatest(fresh_at, :'fresh_at'::timestamptz),
     repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid)
@@ -70,7 +71,8 @@ delete from :"control".stream_table where pipeline = :'pipeline' and table_name 
 
 -- name: drop_stream
 -- The slot is gone for good: nothing of the stream is left, tables are the nightly sync's again.
-with gone as (delete from :"control".stream_table where pipeline = :'pipeline')
+with gone as (delete from :"control".stream_table where pipeline = :'pipeline'),
+    passed as (delete from :"control".refused_change where pipeline = :'pipeline')
 update :"control".listener set slot_name = null, position = null, consistent_point = null, repair_xid = null
 where pipeline = :'pipeline';
 
@@ -105,10 +107,24 @@ with same as (
       and c.status = 'failed' and c.error_code = :'error_code' and c.error_message = :'error_message'
     returning batch_id)
 insert into :"control".etl_control (execution_id, pipeline, table_name, path, load_type, strategy, triggered_by, status,
-    completed_at, duration_seconds, error_code, error_message, error_mend, error_traceback)
+    completed_at, duration_seconds, lsn_end, error_code, error_message, error_mend, error_traceback)
 select :'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 'stream', 'listener', 'failed',
-    clock_timestamp(), 0, :'error_code', :'error_message', :'error_mend', :'error_traceback'
+    clock_timestamp(), 0, :'lsn'::text::pg_lsn, :'error_code', :'error_message', :'error_mend', :'error_traceback'
 where not exists (select from same);
+
+-- name: save_refused
+-- The same change again raises `attempts`.
+insert into :"control".refused_change as r (pipeline, table_name, key, lsn, error_code, error_message)
+values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message')
+on conflict (pipeline) do update set
+    table_name = excluded.table_name, key = excluded.key, lsn = excluded.lsn, error_code = excluded.error_code,
+    error_message = excluded.error_message, last_at = clock_timestamp(),
+    first_at = case when r.lsn = excluded.lsn then r.first_at else clock_timestamp() end,
+    attempts = case when r.lsn = excluded.lsn then r.attempts + 1 else 1 end;
+
+-- name: read_refused
+select table_name, key, lsn::text as lsn, error_code, error_message, first_at, last_at, attempts
+from :"control".refused_change where pipeline = :'pipeline';
 
 -- name: read_quarantine
 select quarantine_id, table_name, key, lsn::text as lsn, error_code, error_message, first_at, last_at, changes

@@ -79,6 +79,22 @@ def test_every_mend_leads_to_a_listener_that_runs(streamed: Pair) -> None:
         streamed.assert_equal(f"public.{table}")
 
 
+@pytest.mark.versions
+def test_a_column_that_no_publication_can_hold_is_told_without_an_alter_publication(streamed: Pair) -> None:
+    if streamed.source_server.version < 18:
+        pytest.skip("virtual columns came with 18")
+    streamed.source.execute(
+        "create table t (id int primary key, a int, twice int generated always as (a * 2) virtual);"
+        "create table u (id int primary key, twice int generated always as (id * 2) stored)"
+    )
+    streamed.publish()
+    streamed.source.execute("alter publication replicator_default set (publish_generated_columns = none)")
+    streamed.write_config(tables=["public.t", "public.u"])
+    mends = {f["table"]: f["mend"] for f in check(streamed, exit_code=0) if f["id"] == "column_unsent"}
+    assert mends["public.t"] == 'exclude = ["twice"]'
+    assert "publish_generated_columns" in mends["public.u"]
+
+
 def test_once_a_listener_has_run_what_would_stop_it_is_an_error(streamed: Pair) -> None:
     streamed.source.execute("create table t (id int primary key, note text)")
     streamed.publish()

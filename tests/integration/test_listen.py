@@ -360,6 +360,8 @@ def test_slots_are_listed_and_dropped_with_consent(streamed: Pair) -> None:
     streamed.run("slot", "drop", "--yes")
     assert streamed.json("slot", "list")["slots"] == []
     assert streamed.json("status")["slot"] is None
+    assert "no slot" in streamed.run("slot", "drop", "--yes").stdout
+    assert streamed.json("slot", "drop", "--yes")["dropped"] is None
     streamed.source.execute("insert into t values (1)")
     catch_up(streamed)
     streamed.assert_equal("public.t")

@@ -323,6 +323,25 @@ def test_a_changed_key_of_an_adopted_table_is_told_with_the_index_that_it_needs(
     pair.assert_equal("public.t")
 
 
+@pytest.mark.parametrize("policy", ["freeze", "ignore"])
+def test_a_changed_key_that_is_not_followed_is_told_with_the_old_one_that_has_to_go(pair: Pair, policy: str) -> None:
+    start(pair, policy, columns="id int primary key, v int not null, note text")
+    pair.source.execute("alter table t drop constraint t_pkey, add primary key (v), alter id drop not null")
+    pair.as_writer.execute(read_mend(refuse(pair, 8, "public.t", "v")))
+    sync(pair)
+    pair.source.execute("insert into t values (1, 60, 'the old key is there twice'), (null, 70, 'or not at all')")
+    sync(pair)
+    pair.assert_equal("public.t")
+
+
+def test_a_column_that_is_gone_under_freeze_is_told_with_the_statement_that_drops_it(pair: Pair) -> None:
+    start(pair, "freeze", columns='id int primary key, v int not null, note text, "Odd one" int')
+    pair.source.execute('alter table t drop v, drop "Odd one"')
+    pair.as_writer.execute(read_mend(refuse(pair, 8, "public.t", "v")))
+    sync(pair)
+    pair.assert_equal("public.t")
+
+
 def test_a_key_column_that_is_renamed_under_ignore_is_told_as_one_that_is_not_there(pair: Pair) -> None:
     start(pair, "ignore")
     pair.source.execute("alter table t rename id to number")

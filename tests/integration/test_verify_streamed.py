@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -155,21 +156,84 @@ def test_a_repair_beside_the_listener_takes_no_row_back_in_time(streamed: Pair) 
     assert [entry for entry in fallen if entry[2] > 1] == []
 
 
-def test_a_repair_that_the_target_refuses_beside_the_listener_names_the_target(streamed: Pair) -> None:
-    pair = streamed
+def refuse_beside(pair: Pair, policy: str) -> None:
+    """Copy a table of 4,000 rows whose target refuses large numbers, under an `on_row_error`."""
     pair.source.execute(
-        "create table t (id int primary key, n int); insert into t select n, n from generate_series(1, 9) n"
+        "create table t (id int primary key, n int); insert into t select n, n % 100 from generate_series(1, 4000) n"
     )
     pair.publish()
-    pair.write_config(tables=["public.t"], defaults={"on_row_error": "quarantine"})
+    pair.write_config(tables=["public.t"], defaults={"on_row_error": policy})
     catch_up(pair)
+    pair.target.execute("alter table t add constraint small check (n < 100)")
+
+
+def test_a_repair_that_the_target_refuses_beside_the_listener_names_the_target(streamed: Pair) -> None:
+    pair = streamed
+    refuse_beside(pair, "stop")
     with listening(pair):
-        pair.target.execute("alter table t add constraint small check (n < 100)")
-        pair.source.execute("update t set n = 1000 where id = 1")
-        wait_until(lambda: pair.json("quarantine", "list")["rows"], what="the row is put aside")
+        pair.target.execute("update t set n = -1 where id = 5; alter table t add check (id <> 5 or n < 0)")
         finished = pair.run("verify", "--repair", check=None)
     assert "target_refused_row" in finished.stderr
     assert "source_refused_row" not in finished.stderr
+
+
+def wait_until_equal_but(pair: Pair, key: int) -> None:
+    """Wait until all rows but one are equal."""
+
+    def are_equal() -> bool:
+        pair.assert_equal("public.t", where=f"id <> {key}", target_where=f"id <> {key}")
+        return True
+
+    wait_until(are_equal, what="all other rows are equal")
+
+
+@pytest.mark.parametrize("command", [("verify", "--repair"), ("resync", "--yes")], ids=["verify", "resync"])
+def test_rows_in_quarantine_keep_no_other_row_from_being_mended_beside_the_listener(
+    streamed: Pair, command: tuple[str, str]
+) -> None:
+    """T9: one waits already, one is found to be refused by the repair itself; what was not mended is told."""
+    pair = streamed
+    refuse_beside(pair, "quarantine")
+    with listening(pair):
+        pair.source.execute("update t set n = 1000 where id = 1; update t set n = 50 where id = 2")
+        wait_until(lambda: pair.json("quarantine", "list")["rows"], what="the row is put aside")
+        wait_until_equal_but(pair, 1)
+        pair.target.execute("update t set n = -1 where id % 20 = 0; delete from t where id = 7")
+        pair.target.execute("delete from t where id = 2; alter table t add check (id <> 2 or n <> 50)")
+        finished = pair.run(*command, "--json", check=None)
+        rows = pair.json("quarantine", "list")["rows"]
+        assert sorted(row["key"] for row in rows) == [["1"], ["2"]]
+        pair.assert_equal("public.t", where="id not in (1, 2)", target_where="id not in (1, 2)")
+        assert pair.target.execute("select n from t where id in (1, 2)").fetchall() == [(1,)]
+    document = json.loads(finished.stdout)
+    if command[0] == "verify":
+        (table,) = document["tables"]
+        assert (finished.exit_code, table["equal"], table["repaired"]) == (7, False, 201)
+    else:
+        (row,) = document["tables"]
+        assert (row["status"], row["rows_quarantined"], row["rows_updated"]) == ("success", 2, 200)
+
+
+@pytest.mark.parametrize("policy", ["stop", "quarantine"])
+def test_rows_that_traded_unique_values_are_mended_beside_the_listener(streamed: Pair, policy: str) -> None:
+    """W31: none of them goes into quarantine for the other's sake."""
+    pair = streamed
+    pair.source.execute(
+        "create table t (id int primary key, code text); insert into t select n, 'c' || n from generate_series(1, 9) n"
+    )
+    pair.publish()
+    pair.write_config(tables=["public.t"], defaults={"on_row_error": policy})
+    catch_up(pair)
+    pair.target.execute("alter table t add unique (code)")
+    with listening(pair):
+        pair.target.execute(
+            "update t set code = 'aside' where id = 1; update t set code = 'c1' where id = 2;"
+            "update t set code = 'c2' where id = 1; delete from t where id = 3; insert into t values (77, 'c3')"
+        )
+        (table,) = pair.json("verify", "--repair")["tables"]
+        assert (table["equal"], table["repaired"]) == (True, 4)
+        pair.assert_equal("public.t")
+        assert pair.json("quarantine", "list")["rows"] == []
 
 
 def test_resync_beside_the_listener_writes_only_what_differs(streamed: Pair) -> None:
