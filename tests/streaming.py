@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from tests.pair import Finished, Pair, Running
 from tests.wait import wait_until
@@ -75,3 +77,30 @@ def expect_refusal(finished: Finished, *words: str) -> None:
     for word in words:
         assert word in finished.stderr, f"{word!r} is not in the message\n{finished}"
     assert "Traceback" not in finished.stderr, finished
+
+
+def set_synchronous(pair: Pair, names: str) -> None:
+    """Let commits of the source wait for a standby of this name; for none, end the wait."""
+    pair.source.execute(sql.SQL("alter system set synchronous_standby_names = {}").format(names))
+    pair.source.execute("select pg_reload_conf()")
+    wait_until(lambda: waits_for_standby(pair) == bool(names), what="the setting is in force")
+
+
+def waits_for_standby(pair: Pair) -> bool:
+    """Say whether a commit of the source waits for a standby: the checkpointer tells sessions, not the setting."""
+    with pair.source_server.connect(pair.source_db) as session:
+        pid = session.info.backend_pid
+        commit = threading.Thread(
+            target=session.execute, args=["select pg_logical_emit_message(true, 'test', '')"], daemon=True
+        )
+        commit.start()
+
+        def is_waiting() -> bool:
+            query = "select from pg_stat_activity where pid = %s and wait_event = 'SyncRep'"
+            return pair.source.execute(query, [pid]).rowcount == 1
+
+        wait_until(lambda: is_waiting() or not commit.is_alive(), what="the commit waits or has ended")
+        waits = commit.is_alive()
+        pair.source.execute("select pg_cancel_backend(%s)", [pid])
+        commit.join()
+        return waits

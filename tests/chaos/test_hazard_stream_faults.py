@@ -24,6 +24,7 @@ from tests.streaming import (
     expect_refusal,
     listening,
     read_slot,
+    set_synchronous,
     wait_for_free_slot,
     wait_for_stream,
     wait_until_equal,
@@ -549,12 +550,7 @@ def test_rows_that_are_read_again_are_never_older_than_their_change(own_source: 
                     pair.source.execute("delete from t where id = %s", [row])
                     pair.source.execute("insert into t values (%s, 1, 'new')", [row + 100])
         else:
-            pair.source.execute("alter system set synchronous_standby_names = 'nobody'")
-            pair.source.execute("select pg_reload_conf()")
-            wait_until(
-                lambda: pair.source.execute("show synchronous_standby_names").fetchone() == ("nobody",),
-                what="the setting",
-            )
+            set_synchronous(pair, "nobody")
             writers = [
                 Statement(pair.source_server.connect(pair.source_db), f"update t set n = 7 where id = {row}")
                 for row in range(1, 6)
@@ -565,8 +561,7 @@ def test_rows_that_are_read_again_are_never_older_than_their_change(own_source: 
             assert not pair.target.execute("select from t where n = 7").rowcount, (
                 "a commit that nobody sees is in the target"
             )
-            pair.source.execute("alter system reset synchronous_standby_names")
-            pair.source.execute("select pg_reload_conf()")
+            set_synchronous(pair, "")
             for writer in writers:
                 writer.join(30)
         wait_until_equal(pair, *NAMES)

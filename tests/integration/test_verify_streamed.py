@@ -11,11 +11,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
-from tests.streaming import catch_up, listening, wait_until_equal
+from tests.streaming import catch_up, listening, set_synchronous, wait_until_equal
 from tests.wait import wait_until
 
 ROWS = 2000
@@ -280,13 +279,6 @@ def test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference(
             writer.join()
             session.close()
         assert pair.json("verify")["tables"][0]["equal"] is True
-
-
-def set_synchronous(pair: Pair, names: str) -> None:
-    """Let commits of the source wait for a standby of this name; for none, end the wait."""
-    pair.source.execute(sql.SQL("alter system set synchronous_standby_names = {}").format(names))
-    pair.source.execute("select pg_reload_conf()")
-    wait_until(lambda: pair.source.execute("show synchronous_standby_names").fetchone() == (names,), what="the setting")
 
 
 def test_a_sync_beside_the_listener_verifies_its_tables_and_mends_them(streamed: Pair) -> None:
