@@ -8,9 +8,10 @@ sees a row go back in time.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import psycopg
 
@@ -80,6 +81,10 @@ def repair_streamed(run: Run, verdicts: Sequence[Verdict], triggered_by: str) ->
     return RunResult(run.execution_id, rows, run.errors)
 
 
+_Write = Callable[[Sequence[Finding], bool], list[Key]]
+"""Writes findings, after deleting them first if that is asked for; returns the keys of those that moved."""
+
+
 class _Repair:
     """The repair of one streamed table."""
 
@@ -144,10 +149,12 @@ class _Repair:
             self.streams.hold()
             control.wait_for_table(self.job.table)
             table = open_target_table(self.session, self.job, self.system_identifier)
+            left = self._leave_waiting(findings)
             with translated("source", self.job.table):
                 writers = read_open_writers(self.source, self.job.mapping.relation)
                 is_whole = begin_after(fresh, self.job, writers, _HOLD_LIMIT_S)
-                moved = self._sift(self._leave_waiting(findings), table, fresh, spellings, only_settled=not is_whole)
+                write = partial(self._write, table, fresh, spellings, not is_whole)
+                moved = self._sift(left, write)
                 fresh.end()
             self._record()
         self.verdict.undecided += moved
@@ -162,23 +169,15 @@ class _Repair:
         self.figures.rows_quarantined += len(findings) - len(left)
         return left
 
-    def _sift(
-        self,
-        findings: Sequence[Finding],
-        table: TargetTable,
-        fresh: FreshReader,
-        spellings: Sequence[str],
-        *,
-        only_settled: bool,
-    ) -> list[Key]:
+    def _sift(self, findings: Sequence[Finding], write: _Write) -> list[Key]:
         """Write findings, by halves where the target refuses a row that may go into quarantine.
 
-        Returns keys as `_write` does.
+        Returns the keys of those that the source has otherwise by now.
         """
         if not findings:
             return []
         try:
-            return self._try(findings, table, fresh, spellings, only_settled=only_settled)
+            return self._try(findings, write)
         except DataRefused as error:
             if not self.quarantines:
                 raise
@@ -190,34 +189,25 @@ class _Repair:
                 self.figures.rows_quarantined += 1
                 return []
         middle = len(findings) // 2
-        return [
-            key
-            for half in (findings[:middle], findings[middle:])
-            for key in self._sift(half, table, fresh, spellings, only_settled=only_settled)
-        ]
+        return [*self._sift(findings[:middle], write), *self._sift(findings[middle:], write)]
 
-    def _try(
-        self,
-        findings: Sequence[Finding],
-        table: TargetTable,
-        fresh: FreshReader,
-        spellings: Sequence[str],
-        *,
-        only_settled: bool,
-    ) -> list[Key]:
-        """Write findings in a savepoint; where they trade unique values, once more with all of them taken out first."""
+    def _try(self, findings: Sequence[Finding], write: _Write) -> list[Key]:
+        """Write findings; where they trade unique values, once more with all of them taken out first."""
+        try:
+            return self._in_savepoint(partial(write, findings, False))
+        except DataRefused as error:
+            if error.sqlstate != UNIQUE_VIOLATION or len(findings) == 1:
+                raise
+        return self._in_savepoint(partial(write, findings, True))
+
+    def _in_savepoint(self, write: Callable[[], list[Key]]) -> list[Key]:
         counted = replace(self.figures)
-        for makes_way in (False, True):
-            try:
-                with self.session.connection.transaction():
-                    return self._write(
-                        findings, table, fresh, spellings, only_settled=only_settled, makes_way=makes_way
-                    )
-            except DataRefused as error:
-                self.figures.restore(counted)
-                if makes_way or error.sqlstate != UNIQUE_VIOLATION or len(findings) == 1:
-                    raise
-        raise AssertionError("the second attempt returns or raises")
+        try:
+            with self.session.connection.transaction():
+                return write()
+        except DataRefused:
+            self.figures.restore(counted)
+            raise
 
     def _record(self) -> None:
         load_type = FULL if self.run.path == "resync" else INCREMENTAL
@@ -227,12 +217,11 @@ class _Repair:
 
     def _write(
         self,
-        findings: Sequence[Finding],
         table: TargetTable,
         fresh: FreshReader,
         spellings: Sequence[str],
-        *,
         only_settled: bool,
+        findings: Sequence[Finding],
         makes_way: bool,
     ) -> list[Key]:
         """Write the findings that the source still has as they were found; return the keys of the others.
