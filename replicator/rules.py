@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from replicator.config.table_setting import TableEntry, TableSettings
 from replicator.errors import ConfigError
 from replicator.relation import Column, Relation, Type
-from replicator.table_setting import TableEntry, TableSettings
 
 MASK_KEY_SETTING = "replicator.mask_key"
 _TEXT_TYPES = frozenset({"text", "varchar", "bpchar", "name", "citext"})

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from replicator.batch import DUE_MARK
+from replicator.config.table_setting import TableSettings
 from replicator.errors import ConfigError
 from replicator.relation import KIND_NAMES, MATVIEW, PARTITIONED, TABLE, Relation
 from replicator.rules import Mapping
-from replicator.table_setting import TableSettings
 
 XMIN, WATERMARK, FULL = "xmin", "watermark", "full"
 EXACT, BOUNDED = "exact", "bounded"

@@ -9,7 +9,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from replicator.cli.app import app
-from replicator.template import setting_rows
+from replicator.config.template import setting_rows
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

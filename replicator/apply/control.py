@@ -22,7 +22,7 @@ from replicator.position import Lsn
 from replicator.reading import Observation, Reading, SnapshotFacts, State
 from replicator.relation import Relation
 from replicator.statement import name_control_schema, sql_directory, statement
-from replicator.trace import scrub_traceback
+from replicator.telemetry.trace import scrub_traceback
 
 Row = dict[str, Any]
 RUN_PATHS = ("sync", "resync", "repair")

@@ -12,11 +12,11 @@ from psycopg import sql
 
 from replicator.apply.merge import DELETED_AT
 from replicator.apply.types import TEXT, Resolved
+from replicator.config.table_setting import TableSettings
 from replicator.errors import ConfigError, SchemaDrift
 from replicator.relation import PARTITIONED, TABLE, Index, Relation
 from replicator.rules import Mapping, Output
 from replicator.strategy import watermark_type
-from replicator.table_setting import TableSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from replicator.apply.control import Control, TableRecord
 from replicator.batch import TableSource
+from replicator.config.table_setting import TableSettings
 from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.reading import Reading, SnapshotFacts
 from replicator.rules import Mapping
 from replicator.strategy import Choice
-from replicator.table_setting import TableSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from replicator.db import Connection
 from replicator.errors import FencedError, LockHeldError, PassingError, ReplicatorError
 from replicator.position import Lsn, Origin, Seen
 from replicator.statement import statement
-from replicator.trace import scrub_traceback
+from replicator.telemetry.trace import scrub_traceback
 
 Row = dict[str, Any]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from replicator.cli.output import print_json
 from replicator.cli.session import open_settings
 from replicator.errors import EXIT_FAILED, EXIT_OK, ConfigError
-from replicator.incident import Notice
-from replicator.messenger import Messenger
+from replicator.monitor.incident import Notice
+from replicator.monitor.messenger import Messenger
 
 
 def send_test(config: Path | None, *, as_json: bool) -> int:

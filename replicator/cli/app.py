@@ -428,8 +428,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
     finally:
-        if "replicator.log_ship" in sys.modules:
-            from replicator.log import close_logging
+        if "replicator.telemetry.log_ship" in sys.modules:
+            from replicator.telemetry.log import close_logging
 
             close_logging()
 
@@ -449,7 +449,7 @@ def _run(arguments: Sequence[str]) -> int:
         print_error(error, as_json=as_json)
         return error.exit_code
     except Exception as error:  # noqa: BLE001  # a raw traceback would show messages, and messages carry cell values
-        from replicator.trace import scrub_traceback
+        from replicator.telemetry.trace import scrub_traceback
 
         print_error(unexpected(error), as_json=as_json)
         typer.echo(scrub_traceback(error), err=True)

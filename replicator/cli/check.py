@@ -11,9 +11,9 @@ from replicator.capture.pull import Access
 from replicator.catalog import read_expressions
 from replicator.cli.output import as_text, print_json
 from replicator.cli.session import open_settings, open_target
+from replicator.config.settings import Settings
 from replicator.db import Connection, closing, connect, translated
 from replicator.errors import EXIT_OK, EXIT_PREFLIGHT, ConfigError, ReplicatorError
-from replicator.planning import forbid_writing, make_plan
 from replicator.preflight.configuration import check_choices, check_mask_key
 from replicator.preflight.finding import Finding, find_error
 from replicator.preflight.server import (
@@ -28,9 +28,9 @@ from replicator.preflight.server import (
 )
 from replicator.preflight.stream import check_stream
 from replicator.preflight.table import check_expressions, check_foreign_keys, check_plan
-from replicator.preparation import choose_digest, open_access
-from replicator.rights import TargetRights
-from replicator.settings import Settings
+from replicator.sync.planning import forbid_writing, make_plan
+from replicator.sync.preparation import choose_digest, open_access
+from replicator.sync.rights import TargetRights
 
 _KEYS = ("id", "severity", "table", "message", "mend")
 

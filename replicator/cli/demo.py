@@ -17,8 +17,8 @@ from typing import Any, get_args
 
 from replicator.cli.output import print_json, print_table
 from replicator.db import Connection, closing, connect
-from replicator.demo_data import READER, WIDE_VIEW, Change, change_demo, create_demo
-from replicator.demo_load import Load, put_under_load
+from replicator.demo.data import READER, WIDE_VIEW, Change, change_demo, create_demo
+from replicator.demo.load import Load, put_under_load
 from replicator.embedded import EmbeddedServer, ServerOptions, bring_up, take_down
 from replicator.errors import EXIT_FAILED, EXIT_OK, OperatorError
 from replicator.statement import sql_directory

@@ -17,7 +17,7 @@ import psycopg
 
 from replicator.cli.sync import stop_on_signal
 from replicator.db import Connection
-from replicator.demo_data import READER, Change, change_demo
+from replicator.demo.data import READER, Change, change_demo
 from replicator.errors import EXIT_OK, OperatorError
 
 PUBLICATION = "replicator_default"

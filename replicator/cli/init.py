@@ -8,14 +8,14 @@ from pathlib import Path
 from textwrap import wrap
 
 from replicator.cli.output import as_text, print_json
+from replicator.config.settings import Settings, dsn_has_password
+from replicator.config.settings_source import CONFIG_VARIABLE, FILE_NAME, check_env_file
+from replicator.config.template import WIDTH, SuggestedTable, format_toml, render_config
 from replicator.db import check_conninfo, closing, connect, translated
 from replicator.errors import EXIT_OK, ConfigError, UsageError
-from replicator.introspection import Found, Introspection, introspect, name_patterns
-from replicator.planning import forbid_writing
+from replicator.preflight.introspection import Found, Introspection, introspect, name_patterns
 from replicator.selection import parse_pattern
-from replicator.settings import Settings, dsn_has_password
-from replicator.settings_source import CONFIG_VARIABLE, FILE_NAME, check_env_file
-from replicator.template import WIDTH, SuggestedTable, format_toml, render_config
+from replicator.sync.planning import forbid_writing
 
 SOURCE_VARIABLE = "REPLICATOR_SOURCE__DSN"
 EVERYTHING = "public.*"

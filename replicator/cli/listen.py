@@ -9,10 +9,10 @@ from replicator.cli.output import print_json, print_table
 from replicator.cli.session import alarm_beside, open_run, open_settings
 from replicator.cli.sync import stop_on_signal
 from replicator.errors import EXIT_OK, UsageError
-from replicator.listener import Listener
-from replicator.pipeline import default_jobs
 from replicator.position import Lsn
-from replicator.stream_session import ListenResult
+from replicator.stream.listener import Listener
+from replicator.stream.session import ListenResult
+from replicator.sync.pipeline import default_jobs
 
 # Two threads share one interpreter: at Python's own 5 ms the loader would wait that long for a busy reader.
 _SWITCH_INTERVAL_S = 0.0005

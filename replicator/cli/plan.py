@@ -10,10 +10,10 @@ from typing import Any
 from replicator.cli.output import as_text, describe_error, print_json
 from replicator.cli.session import open_pair, open_settings
 from replicator.errors import ReplicatorError, choose_exit_code
-from replicator.planning import Estimate, TablePlan, make_plan
 from replicator.preflight.table import check_selection
-from replicator.preparation import open_access
 from replicator.selection import format_table_name
+from replicator.sync.planning import Estimate, TablePlan, make_plan
+from replicator.sync.preparation import open_access
 from replicator.trust import Trust
 
 _DELETES = {

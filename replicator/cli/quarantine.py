@@ -9,9 +9,9 @@ from typing import Any
 from replicator.apply.stream_control import StreamControl
 from replicator.cli.output import as_text, describe_error, print_error, print_json, print_table
 from replicator.cli.session import open_control, open_run, open_settings
+from replicator.config.settings import Settings
 from replicator.errors import EXIT_FAILED, EXIT_OK, UsageError
-from replicator.quarantine import retry_rows
-from replicator.settings import Settings
+from replicator.stream.quarantine import retry_rows
 
 Row = dict[str, Any]
 

@@ -11,12 +11,12 @@ from replicator.apply.control import Control, TableRecord
 from replicator.apply.stream_control import ListenerState, StreamControl, StreamTable
 from replicator.cli.output import print_json, print_table
 from replicator.cli.session import open_control, open_settings
+from replicator.config.settings import Settings, target_dsn
 from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, PreflightError, ReplicatorError
-from replicator.incident import in_words
-from replicator.inventory import read_table_argument
+from replicator.monitor.incident import in_words
 from replicator.relation import TABLE
 from replicator.selection import parse_table_name, select_entry
-from replicator.settings import Settings, target_dsn
+from replicator.sync.inventory import read_table_argument
 
 Row = dict[str, Any]
 

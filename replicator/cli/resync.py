@@ -9,7 +9,7 @@ from uuid import UUID
 from replicator.cli.session import open_run, open_settings
 from replicator.cli.sync import print_run, progress_bar, stop_on_signal
 from replicator.errors import UsageError
-from replicator.resync import resync
+from replicator.proof.resync import resync
 
 
 def run_resync(

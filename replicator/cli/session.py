@@ -10,9 +10,9 @@ from pathlib import Path
 from replicator import __version__
 from replicator.apply.control import Control
 from replicator.capture.pull import Access
+from replicator.config.settings import Settings, load_settings, target_dsn
 from replicator.db import Connection, check_conninfo, closing, connect
-from replicator.log import configure_logging
-from replicator.settings import Settings, load_settings, target_dsn
+from replicator.telemetry.log import configure_logging
 
 
 def open_settings(config: Path | None) -> Settings:
@@ -64,11 +64,11 @@ def open_run(settings: Settings) -> Iterator[str]:
 
 def _tell_end(settings: Settings, conninfo: str | None, error: Exception | None) -> None:
     if conninfo is not None and settings.metrics_textfile is not None:
-        from replicator.observe import write_metrics
+        from replicator.monitor.observe import write_metrics
 
         write_metrics(settings, conninfo)
     if settings.alerts.urls:
-        from replicator.alerts import check_after
+        from replicator.monitor.alerts import check_after
 
         check_after(settings, conninfo, error)
 
@@ -79,8 +79,8 @@ def alarm_beside(settings: Settings, conninfo: str) -> Iterator[None]:
     if not settings.alerts.urls:
         yield
         return
-    from replicator.alerts import Alarm
-    from replicator.messenger import Messenger
+    from replicator.monitor.alerts import Alarm
+    from replicator.monitor.messenger import Messenger
 
     # Here, and not wherever settings are read: it takes a third of a second.
     Messenger(settings.alerts.urls).check()

@@ -11,10 +11,10 @@ from replicator.capture.publication import drop_publication
 from replicator.capture.source_state import SlotFacts, drop_slot, read_end_of_wal, read_slot
 from replicator.cli.output import print_json, print_table
 from replicator.cli.session import open_control, open_settings
+from replicator.config.settings import Settings
 from replicator.db import closing, translated
 from replicator.errors import EXIT_OK, UsageError
-from replicator.preparation import open_access
-from replicator.settings import Settings
+from replicator.sync.preparation import open_access
 
 
 def describe_slot(slot: SlotFacts, invalid_in_s: float | None = None) -> dict[str, Any]:

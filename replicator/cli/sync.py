@@ -13,8 +13,8 @@ from typing import Any
 
 from replicator.cli.output import describe_error, print_error, print_json, print_table, shows_progress
 from replicator.cli.session import open_run, open_settings
-from replicator.pipeline import sync
-from replicator.run import ProgressHook, RunResult
+from replicator.sync.pipeline import sync
+from replicator.sync.run import ProgressHook, RunResult
 
 _COLUMNS = ("table", "status", "load", "strategy", "read", "inserted", "updated", "unchanged", "deleted", "seconds")
 
@@ -45,7 +45,7 @@ def run_sync(
                 stop=stop,
             )
             if any(row["status"] == "skipped" for row in result.rows):
-                from replicator.verify import audit_streamed
+                from replicator.proof.verify import audit_streamed
 
                 audit_streamed(settings, conninfo, result, jobs=jobs, triggered_by=triggered_by, stop=stop)
         print_run(result, as_json=as_json)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from replicator.cli.output import print_json
 from replicator.cli.session import open_settings
+from replicator.config.settings import Settings, target_dsn
 from replicator.embedded import TakenDown, bring_up, describe, take_down
 from replicator.errors import EXIT_OK, UsageError
-from replicator.settings import Settings, target_dsn
 
 _TAKEN_DOWN = {
     TakenDown.STOPPED: "stopped the embedded target",

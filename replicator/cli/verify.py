@@ -9,9 +9,9 @@ from uuid import UUID
 from replicator.cli.output import describe_error, print_error, print_json, print_table
 from replicator.cli.session import open_run, open_settings
 from replicator.cli.sync import progress_bar, stop_on_signal
-from replicator.judgement import Look
-from replicator.verdict import Verdict
-from replicator.verify import VerifyResult, verify
+from replicator.proof.judgement import Look
+from replicator.proof.verdict import Verdict
+from replicator.proof.verify import VerifyResult, verify
 
 _COLUMNS = ("table", "equal", "source rows", "target rows", "missing", "extra", "different", "undecided", "repaired")
 _MOST_SHOWN = 20

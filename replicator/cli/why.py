@@ -11,8 +11,8 @@ from replicator.apply.job import Job
 from replicator.cli.output import as_text, print_json, print_table
 from replicator.cli.session import open_pair, open_settings
 from replicator.errors import EXIT_OK
-from replicator.inquiry import Answer, inquire
-from replicator.preparation import open_access
+from replicator.sync.preparation import open_access
+from replicator.why.inquiry import Answer, inquire
 
 _BATCH_KEYS = (
     "batch_id", "execution_id", "path", "load_type", "strategy", "status", "started_at", "completed_at",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from replicator.config.settings import Settings, mask_key_is_exposed, read_mask_key, table_settings
+from replicator.config.table_setting import TableSettings
 from replicator.errors import ConfigError
 from replicator.preflight.finding import Finding, find_error
-from replicator.settings import Settings, mask_key_is_exposed, read_mask_key, table_settings
-from replicator.table_setting import TableSettings
 
 
 def check_mask_key(settings: Settings) -> Iterator[Finding]:

@@ -26,14 +26,14 @@ from replicator.capture.publication import (
     read_published,
 )
 from replicator.capture.source_state import SourceFacts, StreamFacts, read_source, read_stream_facts
+from replicator.config.settings import Settings
 from replicator.db import Connection, translated
 from replicator.errors import ReplicatorError
-from replicator.planning import Plan, TablePlan
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.rules import needs_source
-from replicator.settings import Settings
-from replicator.stream_table import GENERATED_SINCE, check_key, check_rereads, expect_columns, find_unsent
+from replicator.stream.table import GENERATED_SINCE, check_key, check_rereads, expect_columns, find_unsent
+from replicator.sync.planning import Plan, TablePlan
 
 _SHORTEST_TIMEOUT_MS = 5000
 

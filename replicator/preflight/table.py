@@ -11,13 +11,13 @@ from replicator.apply.job import Job
 from replicator.apply.types import Resolved
 from replicator.catalog import read_foreign_keys
 from replicator.db import Connection
-from replicator.inventory import explain_idle_pattern, vanished
-from replicator.planning import Plan, TablePlan
 from replicator.preflight.finding import Finding, find_error
+from replicator.preflight.suggestion import suggest_key, suggest_key_index, suggest_watermark
 from replicator.relation import FOREIGN, KIND_NAMES, MATVIEW, PARTITIONED, TABLE, VIEW, Relation, Type
 from replicator.rules import Output
 from replicator.strategy import FULL, WATERMARK, XMIN
-from replicator.suggestion import suggest_key, suggest_key_index, suggest_watermark
+from replicator.sync.inventory import explain_idle_pattern, vanished
+from replicator.sync.planning import Plan, TablePlan
 
 Expressions = Mapping[tuple[int, str], str]
 _KEYLESS = "read in full at every sync and compared as a multiset; only the difference is written"

@@ -20,11 +20,11 @@ from starlette.routing import Match
 
 from replicator import __version__
 from replicator.errors import ReplicatorError, UsageError, unexpected
-from replicator.log import get_logger
 from replicator.serve.desk import MOST_TABLES, read_names
 from replicator.serve.document import PROBLEM_TYPE, answer, describe_problem, problem
 from replicator.serve.record import Command
 from replicator.serve.service import Service
+from replicator.telemetry.log import get_logger
 
 PREFIX = "/api/v1"
 Status = Literal["running", "success", "partial", "failed", "different"]

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from replicator.apply.control import Control, list_landed
+from replicator.config.settings import Settings
 from replicator.db import closing, connect, translated
 from replicator.errors import LockHeldError, ReplicatorError, UsageError
-from replicator.inventory import read_table_argument, take_inventory
-from replicator.preparation import open_access
 from replicator.relation import TABLE
 from replicator.selection import parse_table_name, select_entry
 from replicator.serve.launcher import Launcher
 from replicator.serve.record import GRACE_S, Command, Order, StartedRuns
-from replicator.settings import Settings
+from replicator.sync.inventory import read_table_argument, take_inventory
+from replicator.sync.preparation import open_access
 
 _WRITING: tuple[Command, ...] = ("sync", "resync")
 _CONNECT_S = 2.0

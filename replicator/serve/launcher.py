@@ -22,12 +22,12 @@ from uuid import UUID
 import psycopg
 
 from replicator.apply.control import Control
+from replicator.config.settings import Settings
 from replicator.db import closing, connect
 from replicator.errors import EXIT_LOCKED, EXIT_OK, LockHeldError, PassingError, ReplicatorError
-from replicator.log import get_logger
 from replicator.patience import Patience
 from replicator.serve.record import Order, Outcome, StartedRuns
-from replicator.settings import Settings
+from replicator.telemetry.log import get_logger
 
 DRAIN_S = 40.0
 """How long a run that was asked to end may take: a table under way is finished or undone within."""

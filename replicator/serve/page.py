@@ -16,13 +16,13 @@ from starlette.responses import HTMLResponse, Response
 from replicator import __version__
 from replicator.db import closing, connect
 from replicator.errors import ReplicatorError
-from replicator.planning import make_plan
-from replicator.preparation import open_access
 from replicator.serve import phrase
 from replicator.serve.chart import Point, draw_chart
 from replicator.serve.document import find_status
 from replicator.serve.scheduler import read_clock
 from replicator.serve.service import Service
+from replicator.sync.planning import make_plan
+from replicator.sync.preparation import open_access
 
 _HERE = Path(__file__).resolve().parent
 _STATIC = {

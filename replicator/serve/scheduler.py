@@ -16,13 +16,13 @@ import psycopg
 
 from replicator.apply.control import Control
 from replicator.apply.stream_control import StreamControl
+from replicator.config.settings import Settings
 from replicator.db import connect, translated
 from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, ReplicatorError
-from replicator.log import get_logger
 from replicator.patience import Patience
 from replicator.schedule import Schedule
 from replicator.serve.record import GRACE_S, OpenNight, Order, Outcome, StartedRuns
-from replicator.settings import Settings
+from replicator.telemetry.log import get_logger
 
 LEADER_LOCK = "serve"
 MOST_ATTEMPTS = 5

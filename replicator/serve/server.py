@@ -12,18 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from replicator.config.settings import Settings
 from replicator.errors import ConfigError
-from replicator.log import get_logger
-from replicator.notify import Heart, notify_ready, notify_stopping
 from replicator.serve.app import build_app
 from replicator.serve.desk import Desk
 from replicator.serve.guard import read_token, token_is_exposed
 from replicator.serve.launcher import DRAIN_S, Launcher
+from replicator.serve.notify import Heart, notify_ready, notify_stopping
 from replicator.serve.scheduler import Scheduler
 from replicator.serve.service import Service
 from replicator.serve.supervisor import Supervisor
 from replicator.serve.view import Views
-from replicator.settings import Settings
+from replicator.telemetry.log import get_logger
 
 # Requests under way get this long once the process is told to end.
 _GRACE_S = 5

@@ -10,15 +10,15 @@ from typing import Any
 
 from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.capture.source_state import read_slot
+from replicator.config.settings import Settings
 from replicator.db import closing, translated
 from replicator.errors import ReplicatorError
-from replicator.observe import describe_pipeline
-from replicator.preparation import open_access
+from replicator.monitor.observe import describe_pipeline
 from replicator.serve.desk import Desk
 from replicator.serve.pulse import Pulse
 from replicator.serve.scheduler import Scheduler
 from replicator.serve.view import View, Views
-from replicator.settings import Settings
+from replicator.sync.preparation import open_access
 
 _UNKNOWN = ("active", "wal_status", "lag_bytes", "safe_wal_bytes", "invalid_in_seconds")
 

@@ -8,8 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from replicator.log import get_logger
 from replicator.serve.launcher import build_command
+from replicator.telemetry.log import get_logger
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 300.0
 # A listener that has lived this long did its work: the next pause is a short one again.

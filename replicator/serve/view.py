@@ -13,9 +13,9 @@ from uuid import UUID
 import psycopg
 
 from replicator.apply.control import Control
+from replicator.config.settings import Settings
 from replicator.db import Connection, connect, translated
 from replicator.errors import PassingError
-from replicator.settings import Settings
 from replicator.statement import statement
 
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from replicator.settings import Settings, load_settings
+from replicator.config.settings import Settings, load_settings
 from tests.pair import Pair
 from tests.wait import wait_until
 

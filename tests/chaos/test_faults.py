@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from psycopg import sql
 
-from replicator import patience, pipeline
+from replicator import patience
 from replicator.db import connect
 from replicator.errors import OperatorError, PassingError, PreflightError
+from replicator.sync import pipeline
 from tests.chaos.moment import (
     SLOWLY,
     held_merge,

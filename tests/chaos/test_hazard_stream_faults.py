@@ -362,7 +362,7 @@ def test_a_publication_that_said_less_for_a_while_loses_nothing(streamed: Pair, 
 @pytest.mark.parametrize("away", ["table", "operations", "rows", "columns"])
 def test_a_publication_that_says_less_under_the_listener_loses_nothing(streamed: Pair, away: str) -> None:
     """S20."""
-    streamed.constants["replicator.stream._DEFINITIONS_S"] = 1.0
+    streamed.constants["replicator.stream.loop._DEFINITIONS_S"] = 1.0
     start_publishing(streamed)
     with listening(streamed):
         say_less_for_a_while(streamed, away)

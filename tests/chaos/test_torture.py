@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from replicator.pipeline import sync
+from replicator.sync.pipeline import sync
 from tests.chaos.load import Load, create_tables
 from tests.chaos.moment import read_settings
 from tests.chaos.scale import SCALE

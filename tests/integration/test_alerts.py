@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from replicator.alerts import Alarm
-from replicator.settings import Settings
+from replicator.config.settings import Settings
+from replicator.monitor.alerts import Alarm
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.receiver import Mailbox, Silence, Webhook, free_port

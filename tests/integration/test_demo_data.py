@@ -12,7 +12,7 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from replicator.demo_data import WIDE_VIEW, change_demo, create_demo
+from replicator.demo.data import WIDE_VIEW, change_demo, create_demo
 from replicator.statement import sql_directory
 from tests.pair import Pair, read_rows
 from tests.servers import find_binaries

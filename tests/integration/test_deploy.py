@@ -16,8 +16,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from ruamel.yaml import YAML
 
+from replicator.config.settings import load_settings, source_dsn
 from replicator.errors import EXIT_CONFIG, EXIT_USAGE
-from replicator.settings import load_settings, source_dsn
 from tests.conftest import MakeCluster
 from tests.wait import wait_until
 

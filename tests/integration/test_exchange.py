@@ -12,10 +12,10 @@ from psycopg import sql
 from replicator.apply.control import Control
 from replicator.apply.shadow import Filled, Filling, drop_shadows
 from replicator.db import closing, connect
-from replicator.exchange import ExchangeRound
 from replicator.page_range import PAGE_BYTES
-from replicator.resync import resync
-from replicator.run import RunResult
+from replicator.proof.resync import resync
+from replicator.sync.exchange import ExchangeRound
+from replicator.sync.run import RunResult
 from tests.chaos.moment import SLOWLY, read_settings, slowed, terminate_sessions, wait_for_copy
 from tests.conftest import MakePair
 from tests.pair import Pair

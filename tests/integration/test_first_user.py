@@ -9,7 +9,7 @@ import pytest
 from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 
-from replicator.demo_data import WIDE_VIEW, change_demo
+from replicator.demo.data import WIDE_VIEW, change_demo
 from replicator.statement import sql_directory
 from tests.pair import Pair
 

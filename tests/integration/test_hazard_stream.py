@@ -456,7 +456,7 @@ def split(text: str) -> list[str]:
 @pytest.mark.parametrize("change", [name for name in DEFINITIONS if name != "rewritten"])
 def test_a_changed_definition_is_followed_by_the_listener_at_work(streamed: Pair, change: str) -> None:
     """S7, S8, S9: what no message tells is noticed all the same."""
-    streamed.constants["replicator.stream._DEFINITIONS_S"] = 1.0
+    streamed.constants["replicator.stream.loop._DEFINITIONS_S"] = 1.0
     begin(
         streamed,
         "create table t (id int primary key, n int not null default 0, note text, other text, code varchar(5));"

@@ -52,7 +52,7 @@ def test_help_loads_nothing_heavy(tmp_path: Path, command: tuple[str, ...]) -> N
     assert "Usage: replicator" in finished.stdout
     loaded = set(finished.stderr.rpartition("modules:")[2].split())
     # typer itself reads a command's options with pydantic; that much fits into the 300 ms.
-    heavy = {*HEAVY, "replicator.settings"} | (set() if command else {"pydantic"})
+    heavy = {*HEAVY, "replicator.config.settings"} | (set() if command else {"pydantic"})
     assert loaded & heavy == set()
     assert list(tmp_path.iterdir()) == []
 

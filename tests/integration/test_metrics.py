@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 import tomllib
 
-from replicator.observe import describe_pipeline
-from replicator.settings import Settings
+from replicator.config.settings import Settings
+from replicator.monitor.observe import describe_pipeline
 from tests.exposition import value_of
 from tests.pair import Pair
 from tests.streaming import catch_up

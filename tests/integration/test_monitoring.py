@@ -14,7 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from replicator.metrics import PipelineFigures, SlotFigures, Total, render_metrics
+from replicator.monitor.metrics import PipelineFigures, SlotFigures, Total, render_metrics
 from tests.exposition import read_samples
 from tests.pair import ROOT, Pair
 from tests.receiver import free_port

@@ -11,12 +11,12 @@ from uuid import uuid4
 
 import pytest
 
+from replicator.config.settings import Settings, load_settings
 from replicator.errors import LockHeldError
 from replicator.serve.desk import Desk
 from replicator.serve.launcher import Launcher
 from replicator.serve.record import Order
 from replicator.serve.scheduler import Scheduler
-from replicator.settings import Settings, load_settings
 from tests.pair import Pair
 from tests.serving import write_config
 from tests.wait import wait_until

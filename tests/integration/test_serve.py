@@ -13,9 +13,9 @@ import httpx
 import pytest
 from psycopg.rows import dict_row
 
+from replicator.config.settings import load_settings
 from replicator.serve.launcher import Launcher
 from replicator.serve.record import Order
-from replicator.settings import load_settings
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
 from tests.serving import Serving, write_config

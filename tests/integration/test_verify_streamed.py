@@ -257,7 +257,7 @@ def test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference(
     """Such a row is newer in the target than in any snapshot of the source; a repair must not put the old one back."""
     cluster = make_cluster(settings={"wal_level": "logical"})
     pair = make_pair(source_server=cluster, listens=True)
-    pair.constants["replicator.stream_verify._OPEN_LIMIT_S"] = 2.0
+    pair.constants["replicator.proof.streamed_look._OPEN_LIMIT_S"] = 2.0
     prepare(pair)
     with listening(pair):
         wait_until_equal(pair, "public.t")
@@ -345,7 +345,7 @@ def test_what_was_brought_while_no_listener_ran_is_not_brought_again(streamed: P
 def test_a_transaction_that_stays_open_hides_no_damage(streamed: Pair) -> None:
     """One that wrote elsewhere does not count; of a table that it wrote to, rows that it did not touch are decided."""
     pair = streamed
-    pair.constants["replicator.stream_verify._OPEN_LIMIT_S"] = 2.0
+    pair.constants["replicator.proof.streamed_look._OPEN_LIMIT_S"] = 2.0
     pair.source.execute("create table other (a int)")
     prepare(pair)
     with listening(pair), pair.source_server.connect(pair.source_db) as late:
@@ -395,7 +395,7 @@ def test_a_table_without_a_key_is_mended_by_the_listener_that_keeps_it(streamed:
     pair.publish()
     pair.write_config(tables=["public.bag"])
     # It does so when it looks at definitions.
-    pair.constants["replicator.stream._DEFINITIONS_S"] = 1.0
+    pair.constants["replicator.stream.loop._DEFINITIONS_S"] = 1.0
     with listening(pair):
         wait_until_equal(pair, "public.bag")
         pair.target.execute("insert into bag values (777); delete from bag where a = 3")

@@ -29,7 +29,7 @@ MUTANTS = (
         (VERIFY_STREAMED + "test_a_row_that_changes_to_and_fro_is_no_difference[18-18]",),
         (
             Change(
-                "replicator/stream_verify.py",
+                "replicator/proof/streamed_look.py",
                 "one.ours, one.versions) == (other.kind, other.theirs, other.ours, other.versions)",
                 "one.ours) == (other.kind, other.theirs, other.ours)",
             ),
@@ -41,7 +41,7 @@ MUTANTS = (
         (VERIFY_STREAMED + "test_a_commit_that_is_delivered_before_it_is_visible_is_no_difference[18-18]",),
         (
             Change(
-                "replicator/stream_verify.py",
+                "replicator/proof/streamed_look.py",
                 "is_whole = begin_after(fresh, self.job, read_open_writers(watcher, relation), _OPEN_LIMIT_S)",
                 "is_whole = begin_after(fresh, self.job, (), _OPEN_LIMIT_S)",
             ),
@@ -335,7 +335,7 @@ MUTANTS = (
         (LOCK + "test_a_read_gives_way_to_a_change_that_waits_too_long[18-18-1.0-xmin]",),
         (
             Change(
-                "replicator/round.py",
+                "replicator/sync/round.py",
                 "if not reader.try_lock(job.mapping.relation) or self.given_way.is_set():",
                 "if False:",
             ),
@@ -427,7 +427,7 @@ MUTANTS = (
         (FAULTS + "test_data_whose_commit_got_no_answer_is_not_loaded_twice[18-18]",),
         (
             Change(
-                "replicator/pipeline.py",
+                "replicator/sync/pipeline.py",
                 'return [chosen for chosen in left if statuses.get(chosen.table) == "running"]',
                 "return list(left)",
             ),
@@ -445,7 +445,7 @@ MUTANTS = (
         (LISTEN + "test_a_refused_row_stops_the_stream_and_leaves_the_position[18-18]",),
         (
             Change(
-                "replicator/stream.py",
+                "replicator/stream/loop.py",
                 """\
         self.is_free = False
         self._queue.put(changes)
@@ -465,7 +465,7 @@ MUTANTS = (
         (LISTEN + "test_a_refused_row_stops_the_stream_and_leaves_the_position[18-18]",),
         (
             Change(
-                "replicator/stream.py",
+                "replicator/stream/loop.py",
                 """\
                 self._keepalive = item
 """,
@@ -482,7 +482,7 @@ MUTANTS = (
         (STREAM + "test_an_idle_table_beside_a_busy_one_does_not_hold_the_wal[18-18-1h]",),
         (
             Change(
-                "replicator/stream.py",
+                "replicator/stream/loop.py",
                 "is_news = keepalive.wal_end > self.loading.position or bool(self.collector.stale)",
                 "is_news = bool(self.collector.stale)",
             ),
@@ -566,7 +566,7 @@ MUTANTS = (
         (ALERTS + "test_a_failure_is_told_once_and_once_more_when_it_is_over[18-18]",),
         (
             Change(
-                "replicator/incident.py",
+                "replicator/monitor/incident.py",
                 "for key, old in kept.items() if key in by_key and old.told_at is None",
                 "for key, old in kept.items() if key in by_key",
             ),
@@ -578,7 +578,7 @@ MUTANTS = (
         (CANARY + "test_a_stream_that_fails_tells_no_secret_and_no_cell[18-18]",),
         (
             Change(
-                "replicator/messenger.py",
+                "replicator/monitor/messenger.py",
                 "body=notice.body, title=notice.title",
                 "body=notice.body + url, title=notice.title",
             ),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from replicator import alerts
-from replicator.alerts import Alarm
 from replicator.capture.source_state import SlotFacts
+from replicator.config.settings import Settings
+from replicator.monitor import alerts
+from replicator.monitor.alerts import Alarm
 from replicator.position import Lsn
-from replicator.settings import Settings
 
 
 def slot(end: int, safe_bytes: int | None) -> SlotFacts:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from replicator.incident import (
+from replicator.monitor.incident import (
     FORECAST,
     FORECAST_OVER,
     MAX_LENGTH,

@@ -19,10 +19,10 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
+from replicator.config.settings import LogSettings
 from replicator.errors import SafetyStop
-from replicator.log import LibraryHandler, bind_run, configure_logging, get_logger
-from replicator.log_file import DailyFile, delete_old_files, replace_link
-from replicator.settings import LogSettings
+from replicator.telemetry.log import LibraryHandler, bind_run, configure_logging, get_logger
+from replicator.telemetry.log_file import DailyFile, delete_old_files, replace_link
 
 SECRET = "hunter2-topsecret"
 NO_FILE = LogSettings(dir=None)
@@ -351,7 +351,7 @@ def test_a_library_s_warning_is_told_without_its_message() -> None:
 def test_a_library_that_warns_without_end_is_told_seldom_and_with_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = start()
     now = [1000.0]
-    monkeypatch.setattr("replicator.log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("replicator.telemetry.log.time.monotonic", lambda: now[0])
     for _ in range(3):
         for _ in range(500):
             logging.getLogger("some.library").warning("no room")

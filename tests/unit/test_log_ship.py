@@ -13,10 +13,10 @@ import structlog
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from pydantic import SecretStr
 
+from replicator.config.settings import LogSettings
 from replicator.errors import ExtraMissing
-from replicator.log import configure_logging, count_dropped, get_logger
-from replicator.log_ship import LogShipper
-from replicator.settings import LogSettings
+from replicator.telemetry.log import configure_logging, count_dropped, get_logger
+from replicator.telemetry.log_ship import LogShipper
 from tests.receiver import Request, Silence, Webhook, free_port
 from tests.wait import wait_until
 
@@ -111,7 +111,7 @@ def test_a_dead_collector_costs_one_line_at_the_end_and_no_loop_of_complaints() 
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replicator.log_ship.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("replicator.telemetry.log_ship.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ExtraMissing) as caught:
         LogShipper("http://127.0.0.1:1/v1/logs")
     assert caught.value.mend == "pip install 'replicator[otel]'"

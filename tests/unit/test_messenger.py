@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.messenger import explain
+from replicator.monitor.messenger import explain
 
 
 @pytest.mark.parametrize(

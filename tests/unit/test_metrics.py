@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from replicator import __version__
-from replicator.metrics import PipelineFigures, SlotFigures, Total, render_metrics, write_textfile
+from replicator.monitor.metrics import PipelineFigures, SlotFigures, Total, render_metrics, write_textfile
 from tests.exposition import read_samples, value_of
 
 CONTRACT = {

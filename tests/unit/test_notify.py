@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from replicator.notify import Heart, notify, notify_ready, notify_stopping
+from replicator.serve.notify import Heart, notify, notify_ready, notify_stopping
 
 
 @pytest.fixture

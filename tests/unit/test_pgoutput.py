@@ -34,7 +34,7 @@ from replicator.capture.pgoutput import (
 from replicator.cell import UNCHANGED, Cell, Cells
 from replicator.errors import StreamError
 from replicator.position import Lsn
-from replicator.trace import scrub_traceback
+from replicator.telemetry.trace import scrub_traceback
 from tests.pgoutput import encode, mutate, torture
 
 U32 = st.integers(0, 2**32 - 1)

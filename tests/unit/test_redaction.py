@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.redaction import is_secret_key, redact_text
+from replicator.telemetry.redaction import is_secret_key, redact_text
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from replicator.errors import ConfigError
-from replicator.settings import (
+from replicator.config.settings import (
     Settings,
     dsn_has_password,
     load_settings,
@@ -22,7 +21,8 @@ from replicator.settings import (
     table_settings,
     target_dsn,
 )
-from replicator.table_setting import TableEntry, TableSettings
+from replicator.config.table_setting import TableEntry, TableSettings
+from replicator.errors import ConfigError
 
 SECRET = "hunter2-topsecret"
 

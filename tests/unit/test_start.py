@@ -25,4 +25,4 @@ def test_a_command_starts_without_packages_that_it_does_not_need(command: str) -
 
 
 def test_rich_can_still_be_imported_once_the_logs_are() -> None:
-    subprocess.run([sys.executable, "-c", "import replicator.log, rich.console"], check=True)
+    subprocess.run([sys.executable, "-c", "import replicator.telemetry.log, rich.console"], check=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from replicator.preflight.suggestion import suggest_key, suggest_watermark
 from replicator.relation import MATVIEW, TABLE, VIEW, Column, Index, Relation, Type
-from replicator.suggestion import suggest_key, suggest_watermark
 
 TEXT, TIMESTAMPTZ, TIMESTAMP, DOMAIN = 25, 1184, 1114, 99999
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.settings import Settings, load_settings, source_dsn, target_dsn
-from replicator.settings_source import known_keys
-from replicator.table_setting import BY_COLUMN, TableEntry, TableSettings
-from replicator.template import SuggestedTable, format_toml, render_config, setting_rows
+from replicator.config.settings import Settings, load_settings, source_dsn, target_dsn
+from replicator.config.settings_source import known_keys
+from replicator.config.table_setting import BY_COLUMN, TableEntry, TableSettings
+from replicator.config.template import SuggestedTable, format_toml, render_config, setting_rows
 
 EXAMPLE = re.compile(r"^# (\w+ = .*)$", re.MULTILINE)
 

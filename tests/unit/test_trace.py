@@ -7,7 +7,7 @@ import pytest
 
 from replicator.errors import DataRefused, ReplicatorError
 from replicator.selection import parse_table_name
-from replicator.trace import MAX_FRAMES, describe_error, error_fields, find_sqlstate, scrub_traceback
+from replicator.telemetry.trace import MAX_FRAMES, describe_error, error_fields, find_sqlstate, scrub_traceback
 
 CELL = "cell-value-4711"
 

@@ -1,0 +1,1 @@
+"""What watches the runs: metrics, incidents, and the messages that tell people of them."""

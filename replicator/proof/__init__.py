@@ -1,0 +1,1 @@
+"""Comparison of both sides, and the repair of what differs."""

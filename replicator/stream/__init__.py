@@ -1,0 +1,1 @@
+"""The listener: where its stream begins, and what follows it."""

@@ -1,0 +1,266 @@
+"""Follows a stream that has been made ready, until it ends, is stopped, or a table is to be read again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
+
+from replicator.apply.control import Control
+from replicator.apply.stream_control import StreamControl
+from replicator.apply.stream_load import Landed, StreamLoader
+from replicator.apply.target import take_replica_role
+from replicator.capture.collector import Collector
+from replicator.capture.intake import Intake
+from replicator.capture.lookup import Delivered, Lookup
+from replicator.capture.pgoutput import Relation as RelationMessage
+from replicator.capture.walsender import WalSender
+from replicator.changes import Changes, KeyText
+from replicator.db import Connection, closing, translated
+from replicator.errors import DataRefused, LockHeldError, OperatorError, ReplicatorError
+from replicator.position import Lsn
+from replicator.stream.definition import define
+from replicator.stream.loop import LoadingThread, Search, Stream, Until, Watch, narrow
+from replicator.stream.session import ListenSession, Outcome
+from replicator.stream.start import Started
+from replicator.stream.table import VERSION, spell_key
+from replicator.sync.preparation import prepare_jobs
+
+
+class StreamFollower:
+    """One run of a stream, with all that it needs opened and closed.
+
+    until: when a bounded one ends. renew: takes note that something landed. search: for the transaction of a row that
+    the target refuses; afterwards, how the next run goes on with it.
+    """
+
+    def __init__(
+        self,
+        session: ListenSession,
+        started: Started,
+        until: Until,
+        renew: Callable[[], None],
+        search: Search | None,
+    ) -> None:
+        self.session, self.started, self.until, self.renew = session, started, until, renew
+        self.search = search
+        self.settings, self.access, self.log, self.stop = session.settings, session.access, session.log, session.stop
+        self.control, self.streams, self.watcher = session.control, session.streams, session.watcher
+        self.tables = started.tables
+
+    def follow(self) -> Outcome:
+        """Follow the stream; say whether it is to begin anew. Raises what ended it."""
+        position = self.started.state.position
+        assert position is not None
+        delivered = Delivered()
+        lookup = Lookup(self.access, delivered, self.stop)
+        self.session.stack.callback(lookup.close)
+        loader = self._open_loader(lookup)
+        by_oid = self._index_members()
+
+        def resolve(message: RelationMessage) -> Intake | None:
+            table = by_oid.get(message.oid)
+            if table is None:
+                return None
+            intake = self.tables[table].make_intake(message)
+            if intake is None and not collector.passes_over(table):
+                collector.discard(table)
+            return intake
+
+        collector = Collector(resolve, position, self.started.origins, delivered)
+        watch = Watch(
+            self.session.stack.enter_context(closing(self.access.open())),
+            self.settings.slot_name,
+            self.settings.listen.heartbeat.total_seconds(),
+            self._find_changed,
+            self.log,
+        )
+        with self._start_stream(position) as sender:
+            loading = LoadingThread(loader, sender, position, self._tell)
+            stream = Stream(
+                sender,
+                collector,
+                loading,
+                watch,
+                cap_bytes=self.settings.listen.batch_bytes // 2,
+                until=self.until,
+                search=self.search,
+                stop=self.stop,
+            )
+            loading.start()
+            watch.start()
+            try:
+                stream.run()
+            except OperatorError as error:
+                if error.table is not None and error.table in self._look_for_changes():
+                    # The target refused what a changed definition explains: a new enum label, a wider type.
+                    self._mark_stale(error.table)
+                    return Outcome.AGAIN
+                if isinstance(error, DataRefused) and loading.failed is not None:
+                    self._seek(error, loading.failed, loader.refused_key)
+                    return Outcome.AGAIN
+                raise
+            finally:
+                watch.finish()
+                loading.finish()
+                if loading.error is None:
+                    with suppress(psycopg.Error, ReplicatorError):
+                        loader.move_sequences()
+                sender.confirm(loading.position)
+                sender.stop()
+                self.session.result.position = loading.position
+            if loading.error is not None:
+                raise loading.error
+        return self._conclude(bool(loading.landed_stale))
+
+    def _seek(self, error: DataRefused, failed: Changes, key: KeyText | None) -> None:
+        """Go on with the search for a refused row's transaction. Raises the error, located, once it is found."""
+        search = narrow(self.search, failed)
+        if search is not None:
+            self.search = search
+            self.log.info(
+                "refused_row_sought", path="listen", table=error.table, transactions=search.transactions,
+                lsn=str(search.until),
+            )  # fmt: skip
+            return
+        if failed.commit_lsn is None:
+            raise error
+        located = error.at(str(failed.commit_lsn), has_key=key is not None)
+        with translated("target"):
+            self.streams.save_refused(error.table or "-", key, failed.commit_lsn, located)
+        raise located from error
+
+    def _conclude(self, has_stale: bool) -> Outcome:
+        has_searched, self.search = self.search is not None, None
+        if self.stop.is_set():
+            return Outcome.DONE
+        if has_stale or has_searched:
+            return Outcome.AGAIN
+        # A bounded stream has reached its end; what changed without a message is made up for now.
+        for table in self._look_for_changes():
+            self._mark_stale(table)
+            has_stale = True
+        return Outcome.AGAIN if has_stale else Outcome.DONE
+
+    def _mark_stale(self, table: str) -> None:
+        with translated("target"):
+            self.streams.mark_stale(table)
+
+    @contextmanager
+    def _start_stream(self, position: Lsn) -> Iterator[WalSender]:
+        """Start the stream, waiting for the server to notice that an earlier reader of the slot is gone."""
+        deadline = time.monotonic() + self.settings.lock_wait.total_seconds()
+        while True:
+            sender = WalSender.open(self.access.conninfo, timeout_s=self.access.connect_timeout_s)
+            try:
+                sender.start(
+                    self.settings.slot_name,
+                    publications=[self.settings.publication_name],
+                    at=position,
+                    binary=self._streams_binary(),
+                )
+            except LockHeldError:
+                sender.close()
+                if time.monotonic() >= deadline or self.stop.wait(0.2):
+                    raise
+            except BaseException:
+                sender.close()
+                raise
+            else:
+                break
+        try:
+            self.log.info("stream_started", path="listen", lsn=str(position), tables=len(self.tables))
+            yield sender
+        finally:
+            sender.close()
+
+    def _open_loader(self, lookup: Lookup) -> StreamLoader:
+        connection = self.session.connect_target()
+        self.session.stack.enter_context(closing(connection))
+        with translated("target"):
+            replica = take_replica_role(connection)
+            wait_ms = max(1, int(self.settings.lock_wait.total_seconds() * 1000))
+            connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{wait_ms}ms"])
+            # A batch is staged in temporary tables: with PostgreSQL's 8 MB most of it would go through files.
+            connection.execute("SET temp_buffers = '64MB'")
+        loader = StreamLoader(
+            connection,
+            StreamControl(connection, self.streams.schema, self.streams.pipeline, self.streams.epoch),
+            Control(connection, self.streams.schema, self.streams.pipeline),
+            lookup,
+            self.session.result.execution_id,
+            replica=replica,
+            digest=self.started.digest,
+            binary=self._streams_binary(),
+        )
+        for name, table in self.tables.items():
+            loader.introduce(table.job, VERSION)
+            loader.follow_sequences(name, table.sequences)
+            with translated("source"):
+                spellings = spell_key(self.watcher, table.job)
+            lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings)
+        # What a killed listener had left to its end.
+        loader.move_sequences()
+        return loader
+
+    def _streams_binary(self) -> bool:
+        """Say whether every table can take its cells in binary: one stream has one format.
+
+        Rules need a cell's text, and so does the key of a row in quarantine, or of one that is sought.
+        """
+        return self.search is None and all(
+            table.shape.binary
+            and not table.layout.rules
+            and not table.layout.from_source
+            and table.job.settings.on_row_error != "quarantine"
+            for table in self.tables.values()
+        )
+
+    def _index_members(self) -> dict[int, str]:
+        """Return the table of every relation that the stream may speak of."""
+        return {
+            oid: name
+            for name, table in self.tables.items()
+            for oid in (table.job.mapping.relation.oid, *(m.oid for m in table.job.mapping.relation.members))
+        }
+
+    def _find_changed(self, connection: Connection) -> set[str]:
+        """Return the tables whose definition is not the one that was copied, and those that a resync asks for."""
+        chosen = [table.chosen for table in self.tables.values()]
+        records = {name: table.job.record for name, table in self.tables.items()}
+        jobs = prepare_jobs(connection, chosen, records, mask_key=self.access.mask_key, lenient=True)
+        memberships = self.session.read_memberships(connection, jobs)
+        with translated("target"):
+            asked_for = {name for name, table in self.streams.read_tables().items() if table.is_stale}
+        return {
+            table.table
+            for table in chosen
+            if table.table not in jobs
+            or table.table in asked_for
+            or define(jobs[table.table], memberships) != self.started.definitions[table.table]
+        }
+
+    def _look_for_changes(self) -> set[str]:
+        with translated("source"):
+            return self._find_changed(self.watcher)
+
+    def _tell(self, landed: Landed, duration_s: float) -> None:
+        """Log a batch that landed, and count it."""
+        for table, figures in landed.figures.items():
+            self.session.result.rows[table] = self.session.result.rows.get(table, 0) + figures.rows_extracted
+            self.log.debug("batch_loaded", table=table, path="listen", lsn=str(landed.position), **figures.counts())
+        for table, rows in landed.corrected.items():
+            self.log.warning("refused_rows_corrected", table=table, path="listen", rows=rows)
+        self.session.result.transactions += landed.transactions
+        self.renew()
+        if landed.figures:
+            self.log.info(
+                "position_confirmed",
+                path="listen",
+                lsn=str(landed.position),
+                transactions=landed.transactions,
+                rows_extracted=sum(figures.rows_extracted for figures in landed.figures.values()),
+                duration_seconds=round(duration_s, 3),
+            )

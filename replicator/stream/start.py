@@ -1,0 +1,355 @@
+"""Where a stream begins: what the target has, what the slot keeps, and the copies that make up for what is missing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import psycopg
+
+from replicator.apply.job import Job
+from replicator.apply.stream_control import ListenerState, StreamTable
+from replicator.capture.publication import (
+    check_identity,
+    ensure_publication,
+    plan_table,
+    read_identities,
+    read_published,
+)
+from replicator.capture.pull import read_system_identifier
+from replicator.capture.source_state import (
+    SlotFacts,
+    check_slot,
+    drop_slot,
+    read_slot,
+    read_timeline,
+)
+from replicator.capture.walsender import NewSlot, WalSender
+from replicator.db import translated
+from replicator.digest import Digest
+from replicator.errors import ConfigError, LockHeldError, OperatorError, PassingError, ReplicatorError, SafetyStop
+from replicator.position import Origin
+from replicator.reading import SnapshotFacts
+from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
+from replicator.stream.definition import define
+from replicator.stream.session import ListenSession
+from replicator.stream.slot_copy import SlotRound, copy_in_slot
+from replicator.stream.table import StreamedTable, make_streamed
+from replicator.sync.inventory import Chosen, require_tables, take_inventory
+from replicator.sync.preparation import choose_digest
+from replicator.sync.run import Run
+
+_COPY_SUFFIX = "_copy"
+_REPAIR = "replicator listen --repair-gap"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A stream that can go on: from `state.position`, with these tables, each with an origin of its own.
+
+    definitions: of what was copied, by table.
+    """
+
+    state: ListenerState
+    tables: dict[str, StreamedTable]
+    origins: dict[str, Origin]
+    definitions: dict[str, str]
+    digest: Digest
+
+
+class StreamStart:
+    """Finds out where the stream stands, and brings every table to where it goes on.
+
+    repair_gap: where the slot cannot go on from the target's position, pull what is missing. has_lost_publication: the
+    WAL holds changes that no stream can pass by.
+    """
+
+    def __init__(self, session: ListenSession, *, repair_gap: bool, has_lost_publication: bool) -> None:
+        self.session, self.repair_gap, self.has_lost_publication = session, repair_gap, has_lost_publication
+        self.settings, self.access, self.log, self.stop = session.settings, session.access, session.log, session.stop
+        self.control, self.streams, self.watcher = session.control, session.streams, session.watcher
+        self.tables: dict[str, StreamedTable] = {}
+        self.memberships: dict[int, str] = {}
+
+    def start(self, state: ListenerState) -> Started | None:
+        """Return the stream ready to go on; None when the listener was stopped ahead of that."""
+        chosen = self._choose_tables()
+        if self.stop.is_set():
+            return None
+        settled = self._settle_position(state, chosen)
+        if settled is None or self.stop.is_set():
+            return None
+        known = self._join_tables(chosen)
+        return Started(
+            settled,
+            self.tables,
+            {table: known[table].origin for table in self.tables},
+            {table: known[table].definition for table in self.tables},
+            self.digest,
+        )
+
+    def _choose_tables(self) -> list[Chosen]:
+        """Return the tables that a stream can bring; the others stay with the nightly sync."""
+        with translated("source"):
+            inventory = take_inventory(self.watcher, self.settings)
+        require_tables(inventory)
+        for error in inventory.missing.values():
+            raise error
+        kinds = [table for table in inventory.tables if table.kind in (TABLE, PARTITIONED)]
+        jobs = self.session.prepare_jobs(kinds)
+        chosen = [table for table in kinds if jobs[table.table].mapping.relation.persistence == LOGGED]
+        for table in inventory.tables:
+            if table not in chosen:
+                kind = KIND_NAMES[table.kind] if table not in kinds else "table that is unlogged"
+                self.log.info("table_skipped", table=table.table, reason=f"a {kind} has no stream")
+        if not chosen:
+            raise ConfigError(
+                "none of the configured tables has a stream",
+                why="views, materialized views, foreign and unlogged tables are not published",
+                mend="name other tables under [[tables]]; these stay with `replicator sync`",
+                id="no_tables",
+            )
+        self._publish(chosen, {table.table: jobs[table.table] for table in chosen})
+        return chosen
+
+    def _publish(self, chosen: Sequence[Chosen], jobs: Mapping[str, Job]) -> None:
+        """Check that every table's changes can be told, and bring the publication up to them."""
+        with translated("source"):
+            identities = read_identities(self.watcher, [job.mapping.relation.oid for job in jobs.values()])
+            published = []
+            for table in chosen:
+                job = jobs[table.table]
+                own = identities[job.mapping.relation.oid]
+                check_identity(table.table, job.mapping, own)
+                excludes = len(job.mapping.outputs) < len(job.mapping.relation.columns)
+                published.append(plan_table(job.mapping, excludes, own))
+            ensure_publication(self.watcher, self.settings.publication_name, published, self.session.version)
+            self.memberships = self.session.read_memberships(self.watcher, jobs)
+
+    def _settle_position(self, state: ListenerState, chosen: Sequence[Chosen]) -> ListenerState | None:
+        """Return the state from which the stream goes on, after the copy that it may ask for."""
+        name = self.settings.slot_name
+        with translated("source"):
+            slot = read_slot(self.watcher, name)
+            identifier, timeline = read_system_identifier(self.watcher), read_timeline(self.watcher)
+        if slot is not None:
+            check_slot(slot, self.watcher.info.dbname)
+        if state.position is not None:
+            gap = self._find_gap(state, slot, identifier, timeline)
+            if gap is None and not self.has_lost_publication:
+                return state
+            if gap is not None:
+                if not self.repair_gap or isinstance(gap, SafetyStop):
+                    raise gap
+                self.log.warning("gap_found", error_type=gap.id, error_message=gap.message)
+        elif slot is not None and state.slot_name != name:
+            raise OperatorError(
+                f"the replication slot {name} is there, and nothing is known of it here",
+                why="it belongs to another target, or this target was restored from an older backup",
+                mend="replicator slot drop --yes, then replicator listen; or set listen.slot to another name",
+                id="slot_unknown",
+            )
+        repair_xid = state.repair_xid if state.timeline == timeline else None
+        self._copy(chosen, slot, repair_xid)
+        return self.streams.read_state()
+
+    def _find_gap(
+        self, state: ListenerState, slot: SlotFacts | None, identifier: str, timeline: int
+    ) -> OperatorError | None:
+        """Return what keeps the slot from going on at the target's position, with the command that mends it."""
+        assert state.position is not None
+        if state.system_identifier != identifier:
+            return SafetyStop(
+                "the source is another database cluster than before",
+                why="its system identifier changed: a wrong address would replace all rows",
+                mend="if it is the right one: replicator slot drop --yes, then replicator listen",
+                id="source_changed",
+            )
+        what = None
+        if slot is None:
+            what = ("slot_missing", f"the replication slot {self.settings.slot_name} is gone", "somebody dropped it")
+        elif slot.wal_status == "lost":
+            what = ("slot_lost", f"the replication slot {slot.name} was invalidated", "the source kept too little WAL")
+        elif state.timeline != timeline:
+            what = ("timeline_changed", "the source's timeline changed", "a failover or a restore")
+        elif slot.confirmed is not None and slot.confirmed > state.position:
+            what = (
+                "slot_ahead",
+                f"the replication slot {slot.name} is ahead of the target",
+                f"it is at {slot.confirmed}, the target at {state.position}: it was advanced, or the target restored",
+            )
+        if what is None:
+            return None
+        return OperatorError(what[1], why=f"{what[2]}; changes in between would be lost", mend=_REPAIR, id=what[0])
+
+    def _copy(
+        self,
+        chosen: Sequence[Chosen],
+        old: SlotFacts | None,
+        repair_xid: int | None,
+    ) -> None:
+        """Make a slot and bring every table to its consistent point."""
+        name = self.settings.slot_name
+        with translated("target"):
+            self.streams.begin_copy(name)
+        if old is not None:
+            self._drop_slot(name)
+        with self._new_slot(name, temporary=False) as slot:
+            path = "listen" if repair_xid is None else "repair"
+            facts = self._copy_tables(slot, chosen, repair_xid, path)
+        with translated("target"):
+            self.streams.finish_copy(
+                slot.consistent_point,
+                system_identifier=facts.system_identifier,
+                timeline=facts.timeline,
+                fresh_at=facts.clock,
+                repair_xid=facts.xmin,
+            )
+        self.has_lost_publication = False
+        self.log.info("position_confirmed", path=path, lsn=str(slot.consistent_point))
+
+    def _drop_slot(self, name: str) -> None:
+        """Drop the slot of a dead attempt, once the server has noticed that its reader is gone."""
+        deadline = time.monotonic() + self.settings.lock_wait.total_seconds()
+        while True:
+            try:
+                with translated("source"):
+                    drop_slot(self.watcher, name)
+            except LockHeldError:
+                if time.monotonic() >= deadline or self.stop.wait(0.2):
+                    raise
+            else:
+                return
+
+    @contextmanager
+    def _new_slot(self, name: str, *, temporary: bool) -> Iterator[NewSlot]:
+        """Make a slot with an exported snapshot, which lives as long as the block. A SIGTERM ends the wait for it."""
+        with WalSender.open(self.access.conninfo, timeout_s=self.access.connect_timeout_s) as sender:
+            self.log.info("slot_awaited", slot=name, reason="it waits for every transaction that is open now")
+            made: list[NewSlot | ReplicatorError] = []
+
+            def make() -> None:
+                try:
+                    made.append(sender.create_slot(name, temporary=temporary, export=True))
+                except ReplicatorError as error:
+                    made.append(error)
+
+            thread = threading.Thread(target=make, name="slot", daemon=True)
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.1)
+                if self.stop.is_set():
+                    sender.cancel()
+            (slot,) = made
+            if isinstance(slot, ReplicatorError):
+                # We were asked to end, and have ended the wait ourselves: no fault of anybody.
+                raise _wait_ended(name) if self.stop.is_set() and slot.sqlstate == "57014" else slot
+            self.log.info("slot_created", slot=name, lsn=str(slot.consistent_point))
+            yield slot
+
+    def _copy_tables(
+        self,
+        slot: NewSlot,
+        chosen: Sequence[Chosen],
+        repair_xid: int | None,
+        path: str,
+    ) -> SnapshotFacts:
+        """Copy tables in the slot's snapshot, with the lock of runs held."""
+        run = Run(
+            self.settings,
+            self.session.target_conninfo,
+            full=repair_xid is None,
+            jobs=self.session.jobs,
+            stop=self.stop,
+            path=path,
+            execution_id=self.session.result.execution_id,
+        )
+        with translated("target"):
+            self.control.take_lock("run", run.lock_wait_s)
+        try:
+            run.open_watcher()
+            names = [table.table for table in chosen]
+            with translated("target"):
+                run.claim(self.control, names, "listener")
+
+            def make_round(left: list[Chosen]) -> SlotRound:
+                return SlotRound(
+                    run,
+                    self.control,
+                    left,
+                    slot=slot,
+                    repair_xid=repair_xid,
+                    epoch=self.streams.epoch,
+                    memberships=self.memberships,
+                )
+
+            return copy_in_slot(make_round, chosen)
+        finally:
+            run.close_watcher()
+            with suppress(psycopg.Error):
+                self.control.release_lock("run")
+
+    def _join_tables(self, chosen: Sequence[Chosen]) -> dict[str, StreamTable]:
+        """Copy what the stream alone cannot bring up to date, and learn the layout of every table."""
+        names = {table.table for table in chosen}
+        with translated("target"):
+            known = self.streams.read_tables()
+            for table in known.keys() - names:
+                self.streams.drop_table(table)
+        missing = self._make_ready(known, chosen)
+        if missing:
+            self.log.info("tables_awaited", tables=len(missing))
+            with self._new_slot(self.settings.slot_name[:58] + _COPY_SUFFIX, temporary=True) as slot:
+                self._copy_tables(slot, missing, None, "listen")
+            with translated("target"):
+                known = self.streams.read_tables()
+            missing = self._make_ready(known, chosen)
+        if missing:
+            raise PassingError(
+                f"{missing[0].table} changed while it was read again",
+                why="its definition is not the one that was copied",
+                mend="it is tried again by itself",
+                id="definition_changed",
+            )
+        return known
+
+    def _make_ready(self, known: dict[str, StreamTable], chosen: Sequence[Chosen]) -> list[Chosen]:
+        """Compile every table of the stream; return those that have to be read first."""
+        jobs = self.session.prepare_jobs(chosen)
+        with translated("source"):
+            published = read_published(self.watcher, self.settings.publication_name)
+        with translated("target"):
+            self.digest = choose_digest(self.watcher, self.streams.connection)
+        missing = []
+        for table in chosen:
+            job = jobs[table.table]
+            there = known.get(table.table)
+            streamed = None
+            if there is not None and not there.is_stale and there.definition == define(job, self.memberships):
+                with translated("target", table.table):
+                    streamed = make_streamed(
+                        self.streams.connection,
+                        table,
+                        job,
+                        published.get((table.schema, table.name)),
+                        version=self.session.version,
+                        mask_key=self.access.mask_key,
+                        digest=self.digest,
+                    )
+            if streamed is None:
+                missing.append(table)
+            else:
+                self.tables[table.table] = streamed
+        return missing
+
+
+def _wait_ended(slot: str) -> PassingError:
+    return PassingError(
+        f"the wait for the slot {slot} was ended",
+        why="a signal asked the process to end",
+        mend="nothing is lost: run it again",
+        id="interrupted",
+    )

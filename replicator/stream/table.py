@@ -1,0 +1,158 @@
+"""The tables of a stream made ready: rules compiled, identity checked, target looked at, layout decided."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from replicator.apply.job import Job
+from replicator.apply.sequence import Fed, find_sequences
+from replicator.apply.target import describe_target, plan_target
+from replicator.batch import Shape
+from replicator.capture.intake import Intake, Layout
+from replicator.capture.pgoutput import Relation as RelationMessage
+from replicator.catalog import format_types
+from replicator.db import Connection
+from replicator.digest import Digest
+from replicator.errors import ConfigError
+from replicator.relation import PARTITIONED, Column
+from replicator.rules import TEXT_OID, compile_cell_rule, expression_masks, needs_source
+from replicator.sync.inventory import Chosen
+
+GENERATED_SINCE = 180000
+"""The server version from which a publication can hold stored generated columns."""
+VERSION = 1
+"""Every table has one shape in a session: with another one it is read again, in the next session."""
+
+
+@dataclass(frozen=True)
+class StreamedTable:
+    """A table of the stream.
+
+    expected: (type OID, type modifier) of the columns that should come, by name. sequences: of the target, to be moved.
+    """
+
+    chosen: Chosen
+    job: Job
+    layout: Layout
+    shape: Shape
+    expected: dict[str, tuple[int, int]]
+    sequences: tuple[Fed, ...] = ()
+
+    def make_intake(self, message: RelationMessage) -> Intake | None:
+        """Return the intake for a relation of this table.
+
+        None when its shape is not the one that was copied, or when it does not say which row changed: the table is then
+        to be read again. What an identity that was mended since has left in the WAL cannot be mended any more.
+        """
+        relation = self.job.mapping.relation
+        if {c.name: (c.type_oid, c.type_modifier) for c in message.columns} != self.expected:
+            return None
+        is_part = message.oid != relation.oid or relation.has_children
+        return Intake(message, self.layout, is_part=is_part) if self._names_rows(message) else None
+
+    def _names_rows(self, message: RelationMessage) -> bool:
+        if message.identity == "f":
+            return True
+        key = {output.source.name for output in self.job.mapping.key_outputs}
+        relation = self.job.mapping.relation
+        if key and message.oid == relation.oid and relation.kind == PARTITIONED:
+            # The message has the root's identity, the rows those of the partitions.
+            return True
+        named = {column.name for column in message.columns if column.is_key}
+        return bool(key) and message.identity != "n" and key <= named
+
+
+def make_streamed(
+    target: Connection,
+    chosen: Chosen,
+    job: Job,
+    published: tuple[str, ...] | None,
+    *,
+    version: int,
+    mask_key: bytes | None,
+    digest: Digest,
+) -> StreamedTable | None:
+    """Return the table made ready; None when its target asks for more than the stream can bring: it is read again.
+
+    published: columns of the publication's list, None for all. version: the source's.
+    """
+    evolution, existing, types = plan_target(target, job)
+    if existing is None or evolution.before or evolution.after or evolution.rekeyed:
+        return None
+    shaped, shape = describe_target(target, job, existing, types, evolution, digest)
+    mapping = job.mapping
+    by_name = {output.name: output for output in mapping.outputs}
+    outputs = [by_name[column.name] for column in shaped.columns]
+    check_key(job)
+    from_source = needs_source(mapping, job.settings)
+    rules = {
+        place: rule
+        for place, output in enumerate(outputs)
+        if (rule := compile_cell_rule(output, mapping.relation, job.settings, mask_key)) is not None
+    }
+    names = [output.name for output in outputs]
+    layout = Layout(
+        table=job.table,
+        version=VERSION,
+        columns=tuple(output.source.name for output in outputs),
+        rules=rules,
+        constant=frozenset(n for n, o in enumerate(outputs) if job.settings.mask.get(o.source.name) == "null"),
+        key=tuple(names.index(name) for name in mapping.key),
+        from_source=from_source,
+    )
+    expected = {column.name: (column.type_oid, column.typmod) for column in expect_columns(job, published, version)}
+    check_rereads(job, find_unsent(job, layout.columns, expected))
+    spellings = {column.name: column.spelling for column in shaped.columns}
+    fed = find_sequences(target, job.table, existing, spellings) if job.settings.sync_sequences else []
+    return StreamedTable(chosen, job, layout, shape, expected, tuple(fed))
+
+
+def expect_columns(job: Job, published: tuple[str, ...] | None, version: int) -> list[Column]:
+    """Return the columns that the stream brings. published, version: see `make_streamed`."""
+    lists_generated = published is not None and version >= GENERATED_SINCE
+    return [
+        column
+        for column in job.mapping.relation.columns
+        if (published is None or column.name in published) and (not column.generated or lists_generated)
+    ]
+
+
+def find_unsent(job: Job, columns: Iterable[str], expected: Collection[str]) -> list[str]:
+    """Return which of the columns that are written the stream does not bring, though their values are wanted."""
+    return [name for name in columns if job.settings.mask.get(name) != "null" and name not in expected]
+
+
+def check_rereads(job: Job, unsent: Sequence[str]) -> None:
+    """Raise ConfigError for a table without a key whose rows the stream does not bring whole."""
+    if job.mapping.key or not (unsent or needs_source(job.mapping, job.settings)):
+        return
+    raise ConfigError(
+        f"{job.table} has no key, and the stream does not bring its rows whole",
+        why=f"column {unsent[0]} is generated, and not published"
+        if unsent
+        else "`where` and masks with an SQL expression are computed by the source, which finds a row by its key",
+        mend=f'configure its key, or exclude = ["{unsent[0]}"]' if unsent else "configure its key, or drop the rule",
+        id="key_missing",
+        table=job.table,
+    )
+
+
+def spell_key(source: Connection, job: Job) -> list[str]:
+    """Return the source's types of the key's expressions, in key order."""
+    outputs = job.mapping.key_outputs
+    oids = [TEXT_OID if job.settings.mask.get(o.source.name) else o.source.type_oid for o in outputs]
+    return format_types(source, [(oid, -1) for oid in oids])
+
+
+def check_key(job: Job) -> None:
+    """Raise ConfigError for a key that the stream cannot follow."""
+    masks = expression_masks(job.settings)
+    masked = [output.source.name for output in job.mapping.key_outputs if output.source.name in masks]
+    if masked:
+        raise ConfigError(
+            f"{job.table}: key column {masked[0]} is masked with an SQL expression",
+            why="of a deleted row the stream knows the key alone, and cannot compute what it became",
+            mend="mask it with hash, or configure another key",
+            table=job.table,
+        )

@@ -1,0 +1,1 @@
+"""Runs: tables read in one snapshot of the source, and written."""

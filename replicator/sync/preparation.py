@@ -1,0 +1,171 @@
+"""A table made ready: rules compiled, strategy chosen, reading decided; for those who load and those who plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from replicator.apply.control import TableRecord
+from replicator.apply.job import Job
+from replicator.capture.pull import Access, is_standby
+from replicator.catalog import find_relations, read_relations
+from replicator.config.settings import Settings, read_mask_key, source_dsn
+from replicator.db import Connection
+from replicator.digest import Digest
+from replicator.errors import ConfigError, PreflightError, ReplicatorError
+from replicator.reading import Observation, Reading, SnapshotFacts, State, decide_reading, is_audit_due
+from replicator.relation import Relation
+from replicator.rules import describe_rules
+from replicator.statement import statement
+from replicator.strategy import audits_by_xmin, audits_every_time, choose_strategy, watermark_slack
+from replicator.sync.inventory import Chosen, read_mapping
+
+
+def open_access(settings: Settings) -> Access:
+    """Return how to reach the source."""
+    return Access(
+        source_dsn(settings),
+        settings.source.connect_timeout.total_seconds(),
+        settings.source.lock_timeout.total_seconds(),
+        read_mask_key(settings),
+    )
+
+
+def choose_digest(source: Connection, target: Connection) -> Digest:
+    """Return the fast hashes when both servers compute the same, over the same encoding."""
+    answers = [connection.execute(statement("source.probe_hashes"), {}).fetchone() for connection in (source, target)]
+    is_same = answers[0] == answers[1] and answers[0] is not None and answers[0]["encoding"] == "UTF8"
+    return Digest.FAST if is_same else Digest.PORTABLE
+
+
+def prepare_job(
+    connection: Connection,
+    relation: Relation,
+    chosen: Chosen,
+    record: TableRecord,
+    batch_id: int,
+    *,
+    on_standby: bool,
+    mask_key: bytes | None,
+) -> Job:
+    """Compile a table's rules and choose its strategy.
+
+    connection: to the source, outside any transaction. Raises ConfigError for rules or a strategy that do not fit,
+    SafetyStop for row security.
+    """
+    mapping = read_mapping(connection, relation, chosen)
+    if mapping.hashes and mask_key is None:
+        raise missing_mask_key(chosen.table)
+    rules = describe_rules(mapping, mask_key)
+    return Job(
+        table=chosen.table,
+        target=chosen.target,
+        mapping=mapping,
+        settings=chosen.settings,
+        choice=choose_strategy(mapping, chosen.settings, on_standby=on_standby),
+        fingerprint=relation.fingerprint(rules),
+        rules=rules,
+        record=record,
+        batch_id=batch_id,
+    )
+
+
+def prepare_jobs(
+    source: Connection,
+    chosen: Sequence[Chosen],
+    records: Mapping[str, TableRecord],
+    *,
+    mask_key: bytes | None,
+    lenient: bool = False,
+) -> dict[str, Job]:
+    """Return the jobs of tables as the source defines them now, without batches.
+
+    source: outside any transaction. lenient: leave out those that are gone or do not fit their rules any more; else
+    raises PreflightError and what `prepare_job` does.
+    """
+    found = find_relations(source, [(table.schema, table.name) for table in chosen])
+    relations = read_relations(source, found.values())
+    on_standby = is_standby(source)
+    jobs: dict[str, Job] = {}
+    for table in chosen:
+        relation = relations.get(found.get((table.schema, table.name), 0))
+        try:
+            if relation is None:
+                raise PreflightError(
+                    f"{table.table} went away", why="it was there a moment ago", id="table_missing", table=table.table
+                )
+            record = records.get(table.table) or unknown_record(table.table)
+            jobs[table.table] = prepare_job(
+                source, relation, table, record, 0, on_standby=on_standby, mask_key=mask_key
+            )
+        except ReplicatorError:
+            if not lenient:
+                raise
+    return jobs
+
+
+def unknown_record(table: str) -> TableRecord:
+    """Return the record of a table that was never synced."""
+    return TableRecord(
+        table=table,
+        target=None,
+        epoch=0,
+        guarantee=None,
+        state=State(),
+        source_oid=None,
+        columns=(),
+        enum_labels={},
+        created_by_us=False,
+    )
+
+
+def find_home(records: Iterable[TableRecord]) -> str | None:
+    """Return the system identifier of the cluster that a pipeline read last; None before its first read."""
+    reads = [
+        (state.snapshot_at, state.system_identifier)
+        for state in (record.state for record in records)
+        if state.snapshot_at is not None and state.system_identifier is not None
+    ]
+    return max(reads)[1] if reads else None
+
+
+def decide_job(
+    job: Job,
+    facts: SnapshotFacts,
+    observations: Sequence[Observation],
+    *,
+    full: bool,
+    home: str | None = None,
+) -> Reading:
+    """Decide what is read of a table in the snapshot. Raises SafetyStop as `decide_reading` does.
+
+    home: where a table that was never read is expected: the cluster of the others.
+    """
+    state = job.record.state
+    if state.system_identifier is None:
+        state = replace(state, system_identifier=home)
+    relation = job.mapping.relation
+    return decide_reading(
+        job.choice,
+        state,
+        facts,
+        job.fingerprint,
+        full=full,
+        slack=watermark_slack(job.mapping, job.settings),
+        observations=observations,
+        audit_due=audits_every_time(relation) or is_audit_due(state, facts.clock, job.settings.audit_every),
+        audit_by_xmin=audits_by_xmin(job.mapping),
+        verify_share=job.settings.verify_share if job.mapping.key else 0.0,
+        table=job.table,
+    )
+
+
+def missing_mask_key(table: str) -> ConfigError:
+    """Return the error of a table with a hash mask and no key."""
+    return ConfigError(
+        f"{table} has a column masked with hash, and there is no key",
+        why="privacy.mask_key_file is empty",
+        mend="head -c 32 /dev/urandom | base64 > mask.key, and set mask_key_file under [privacy]",
+        id="mask_key_missing",
+        table=table,
+    )

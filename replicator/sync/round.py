@@ -1,0 +1,385 @@
+"""One snapshot of the source, and the tables that are read in it by several workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import ClassVar
+
+import psycopg
+
+from replicator.apply.control import Control
+from replicator.apply.job import Incoming, Job, Session
+from replicator.apply.keyed import KeyedLoad
+from replicator.apply.loader import load_group
+from replicator.apply.stream_control import StreamControl, overtaken
+from replicator.apply.target import order_by_foreign_keys, prepare_enums, prepare_schemas, take_replica_role
+from replicator.batch import Figures
+from replicator.capture.pull import (
+    Reader,
+    Snapshot,
+    TableReader,
+    is_standby,
+    observe,
+    read_system_identifier,
+    take_snapshot,
+)
+from replicator.capture.source_state import read_end_of_wal
+from replicator.catalog import find_relations, read_relations
+from replicator.db import Connection, connect, translate, translated
+from replicator.errors import PassingError, ReplicatorError, StreamedError, unexpected
+from replicator.reading import Observation, Reading
+from replicator.strategy import FULL, WATERMARK, XMIN
+from replicator.sync.inventory import Chosen
+from replicator.sync.preparation import choose_digest, decide_job, find_home, prepare_job
+from replicator.sync.rights import find_read_gaps
+from replicator.sync.run import Run
+
+LOCK_ATTEMPTS = 3
+_WATCH_EVERY_S = 0.5
+
+
+@dataclass
+class Round:
+    """One snapshot and the tables read in it."""
+
+    run: Run
+    control: Control
+    pending: list[Chosen]
+    left: list[Chosen] = field(default_factory=list)
+    passing: PassingError | None = None
+    keyed_load: ClassVar[type[KeyedLoad]] = KeyedLoad
+
+    def execute(self) -> None:
+        run = self.run
+        self.left = list(self.pending)
+        self.queue: deque[list[Job]] = deque()
+        self.mutex = threading.Lock()
+        self.given_way = threading.Event()
+        self.readers: list[Reader] = []
+        self.connections: list[Connection] = []
+        with translated("source"):
+            own = [run.watcher.info.backend_pid]
+            identifier = read_system_identifier(run.watcher)
+            run.early.insert(0, observe(run.watcher, own))
+            on_standby = is_standby(run.watcher)
+        kept = self.control.read_observations(identifier)
+        self.home = find_home(self.control.read_records().values())
+        state = StreamControl(self.control.connection, self.control.schema, self.control.pipeline).read_state()
+        self.listener_epoch = 0 if state is None else state.epoch
+        self.snapshot = self._take_snapshot([(c.schema, c.name, c.kind) for c in self.pending])
+        try:
+            with translated("source"):
+                self.end_of_wal = read_end_of_wal(run.watcher)
+            self._plan(kept, on_standby)
+            self._work()
+        finally:
+            self.snapshot.close()
+        run.early.insert(0, self.snapshot.observation)
+        if WATERMARK in run.strategies.values():
+            self.control.record_observations(identifier, run.early)
+
+    def _take_snapshot(self, relations: list[tuple[str, str, str]]) -> Snapshot:
+        return take_snapshot(self.run.access, self.run.watcher, relations)
+
+    def _decide(self, job: Job) -> Reading:
+        return decide_job(job, self.snapshot.facts, self.observations, full=self.run.full, home=self.home)
+
+    def _ahead(self, session: Session, incoming: Incoming) -> None:
+        """Raise StreamedError or PassingError where a listener has the table: this snapshot may be older than its rows.
+
+        With the table's lock held, so that no batch of the stream lands in between.
+        """
+        control = StreamControl(session.connection, session.control.schema, session.control.pipeline)
+        if incoming.job.table not in control.read_tables():
+            return
+        state = control.read_state()
+        if control.is_listening():
+            raise StreamedError(incoming.job.table)
+        if state is not None and state.epoch != self.listener_epoch:
+            raise overtaken(incoming.job.table)
+
+    def _also(self, session: Session, incoming: Incoming) -> None:
+        """Let the stream pass over what this read brought: else the rows would go back in time, or come twice."""
+        control = StreamControl(session.connection, session.control.schema, session.control.pipeline)
+        if reads_exactly(incoming.reading) and incoming.job.table in control.read_tables():
+            control.save_seen(incoming.job.table, self.snapshot.facts.snapshot, self.end_of_wal, self.listener_epoch)
+
+    def _plan(self, kept: list[Observation], on_standby: bool) -> None:
+        """Compile every table's job in the snapshot; tables that cannot be read fail here."""
+        run, snapshot = self.run, self.snapshot
+        self.observations = [snapshot.observation, *run.early, *kept]
+        by_name = {(c.schema, c.name): c for c in self.pending}
+        for name, error in self._name_grants(snapshot.failures).items():
+            chosen = by_name.pop(name)
+            run.attempts[chosen.table] = run.attempts.get(chosen.table, 0) + 1
+            self._settle(chosen, error)
+        with translated("source"):
+            found = find_relations(snapshot.connection, by_name)
+            relations = read_relations(snapshot.connection, found.values())
+        self.digest = choose_digest(run.watcher, self.control.connection)
+        self.relations = relations
+        jobs: list[Job] = []
+        for name, chosen in by_name.items():
+            try:
+                if name not in found:
+                    raise PassingError(f"{chosen.table} went away", why="it was there a moment ago", table=chosen.table)
+                job = prepare_job(
+                    run.watcher,
+                    relations[found[name]],
+                    chosen,
+                    run.records[chosen.table],
+                    run.batch_ids.get(chosen.table, 0),
+                    on_standby=on_standby,
+                    mask_key=run.access.mask_key,
+                )
+                run.strategies[chosen.table] = job.choice.strategy
+                jobs.append(job)
+            except ReplicatorError as error:
+                self._settle(chosen, error)
+        self._queue_jobs(jobs)
+
+    def _name_grants(self, failures: dict[tuple[str, str], ReplicatorError]) -> dict[tuple[str, str], ReplicatorError]:
+        """Return the failures, those for want of a right with the GRANT in SQL."""
+        denied = [name for name, error in failures.items() if error.sqlstate == "42501"]
+        if not denied:
+            return failures
+        with translated("source"):
+            found = find_relations(self.run.watcher, denied)
+            gaps = find_read_gaps(self.run.watcher, found.values())
+        return failures | {name: gaps[oid] for name, oid in found.items() if oid in gaps}
+
+    def _queue_jobs(self, jobs: list[Job]) -> None:
+        """Put the jobs in groups that load together, the biggest first, and bring enums up to date."""
+        with translated("target"):
+            prepare_schemas(self.control.connection, jobs)
+        jobs = [job for job in jobs if self._prepare_enums(job)]
+        with translated("target"):
+            can_replicate = take_replica_role(self.control.connection)
+            groups = [[job] for job in jobs] if can_replicate else order_by_foreign_keys(self.control.connection, jobs)
+        groups.sort(key=lambda group: -sum(job.mapping.relation.heap_bytes for job in group))
+        self.queue.extend(groups)
+
+    def _prepare_enums(self, job: Job) -> bool:
+        try:
+            with translated("target", job.table):
+                prepare_enums(self.control.connection, job)
+        except ReplicatorError as error:
+            self._settle_group([job], error)
+            return False
+        return True
+
+    def _work(self) -> None:
+        done = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(done,), name="watch", daemon=True)
+        watch.start()
+        self._share_out()
+        done.set()
+        watch.join()
+
+    def _share_out(self) -> None:
+        """Load what is queued, several groups at a time."""
+        self._run_workers(1 if self.snapshot.facts.is_standby else self.run.jobs)
+
+    def _run_workers(self, most: int) -> None:
+        count = min(most, len(self.queue))
+        workers = [threading.Thread(target=self._load_groups, name=f"load-{n}", daemon=True) for n in range(count)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    def _watch(self, done: threading.Event) -> None:
+        """Give way to whoever waits longer than max_hold for a table we read, and end reads when the run is stopped."""
+        max_hold_s = self.run.settings.source.max_hold.total_seconds()
+        members = {m.oid: oid for oid, relation in self.relations.items() for m in relation.members}
+        members |= {oid: oid for oid in self.relations}
+        coordinator = self.snapshot.connection.info.backend_pid
+        first_seen: dict[int, float] = {}
+        while not done.wait(_WATCH_EVERY_S):
+            if self.run.stop.is_set():
+                self._cancel()
+                continue
+            try:
+                blockers = self.snapshot.find_blocked({coordinator, *(reader.pid for reader in list(self.readers))})
+            except psycopg.Error:
+                return
+            now = time.monotonic()
+            first_seen = {oid: first_seen.get(oid, now) for oid in blockers}
+            late = [oid for oid, since in first_seen.items() if now - since >= max_hold_s]
+            if late:
+                self._give_way(set().union(*(blockers[oid] for oid in late)))
+                self._move_to_end({members[oid] for oid in late if oid in members})
+
+    def _give_way(self, pids: set[int]) -> None:
+        """End the coordinator and the readers that are in the way, idle ones too."""
+        self.given_way.set()
+        with suppress(psycopg.Error):
+            self.snapshot.end_sessions(pids)
+
+    def _cancel(self) -> None:
+        """End what runs, on both sides."""
+        for reader in list(self.readers):
+            with suppress(psycopg.Error):
+                reader.cancel()
+        for connection in list(self.connections):
+            with suppress(psycopg.Error):
+                connection.cancel_safe(timeout=5.0)
+
+    def _move_to_end(self, oids: set[int]) -> None:
+        late = {self.relations[oid].schema + "\0" + self.relations[oid].name for oid in oids}
+        with self.mutex:
+            self.left.sort(key=lambda chosen: chosen.schema + "\0" + chosen.name in late)
+
+    def _next_group(self) -> list[Job] | None:
+        with self.mutex:
+            if self.given_way.is_set() or self.run.stop.is_set() or self.passing_connection_lost():
+                return None
+            return self.queue.popleft() if self.queue else None
+
+    def passing_connection_lost(self) -> bool:
+        """Say whether a connection broke in this round: the other tables then wait for the next one."""
+        return self.passing is not None and self.passing.sqlstate is None
+
+    def _load_groups(self) -> None:
+        """Work through the queue with one reader and one session."""
+        reader: Reader | None = None
+        session: Session | None = None
+        try:
+            while group := self._next_group():
+                try:
+                    reader = reader or self._open_reader()
+                    if session is None or session.connection.closed:
+                        session = self._open_session()
+                    self._load(group, reader, session)
+                except psycopg.Error as error:
+                    self._settle_group(group, translate(error, side="target"))
+                except ReplicatorError as error:
+                    self._settle_group(group, error)
+                    if reader is not None:
+                        # A COPY that was cut short, or a failed statement, ends the reader's transaction.
+                        self.readers.remove(reader)
+                        reader.close()
+                        reader = None
+                    if self.snapshot.facts.is_standby:
+                        self.passing = self.passing or snapshot_ended()
+                except Exception as error:  # noqa: BLE001  # a thread has nobody above it; the table's row tells
+                    self._settle_group(group, unexpected(error))
+        finally:
+            if reader is not None:
+                reader.close()
+            if session is not None:
+                session.connection.close()
+
+    def _open_reader(self) -> Reader:
+        reader = Reader(self.snapshot)
+        self.readers.append(reader)
+        return reader
+
+    def _open_session(self) -> Session:
+        connection = connect(self.run.target_conninfo, side="target", timeout_s=self.run.timeout_s)
+        self.connections.append(connection)
+        # Whoever holds a target table for longer than this keeps it from one run, not the run from all.
+        wait_ms = int(self.run.lock_wait_s * 1000)
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{max(1, wait_ms)}ms"])
+        replica = take_replica_role(connection)
+        return Session(
+            connection, Control(connection, self.control.schema, self.control.pipeline), self.digest, replica
+        )
+
+    def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:
+        run = self.run
+        incoming = []
+        for job in group:
+            run.started.setdefault(job.table, datetime.now(UTC))
+            run.attempts[job.table] = run.attempts.get(job.table, 0) + 1
+            reading = self._decide(job)
+            source = TableReader(reader, job.mapping, reading, job.table)
+            incoming.append(Incoming(job, reading, self.snapshot.facts, source))
+            # Only in this order: while nobody had given way, the coordinator's lock reached up to the reader's own.
+            if not reader.try_lock(job.mapping.relation) or self.given_way.is_set():
+                raise gave_way(job.table)
+        attempts = max(run.attempts[job.table] for job in group)
+        figures = load_group(
+            session, incoming, attempts=attempts, ahead=self._ahead, also=self._also, keyed=self._make_load
+        )
+        for one, counted in zip(incoming, figures, strict=True):
+            self._land(one, counted)
+
+    def _make_load(self, session: Session, incoming: Incoming, attempts: int) -> KeyedLoad:
+        return self.keyed_load(session, incoming, attempts)
+
+    def _land(self, incoming: Incoming, figures: Figures) -> None:
+        job, run = incoming.job, self.run
+        run.log.info(
+            "table_synced",
+            table=job.table,
+            path=run.path,
+            load_type=incoming.reading.load_type,
+            strategy=incoming.reading.strategy,
+            reason=incoming.reading.reason or None,
+            duration_seconds=round((datetime.now(UTC) - run.started[job.table]).total_seconds(), 3),
+            lsn=str(incoming.facts.lsn),
+            **figures.counts(),
+        )
+        with self.mutex:
+            self.left = [chosen for chosen in self.left if chosen.table != job.table]
+            self._tell_landed(job.table)
+
+    def _tell_landed(self, table: str) -> None:
+        """Tell how many tables are done. With the mutex held."""
+        self.run.progress(table, len(self.run.records) - len(self.left), len(self.run.records))
+
+    def _settle_group(self, group: Sequence[Job], error: ReplicatorError) -> None:
+        tables = {job.table for job in group}
+        for chosen in [chosen for chosen in self.left if chosen.table in tables]:
+            self._settle(chosen, error)
+
+    def _settle(self, chosen: Chosen, error: ReplicatorError) -> None:
+        """Keep a table pending after a passing error, or record its failure."""
+        gave_up_read = error.sqlstate == "57014" and (self.given_way.is_set() or self.run.stop.is_set())
+        is_passing = isinstance(error, PassingError) or gave_up_read or self.given_way.is_set()
+        if error.sqlstate == "55P03":
+            is_passing = self.run.attempts.get(chosen.table, 0) < LOCK_ATTEMPTS
+        if is_passing:
+            if isinstance(error, PassingError) and not self.given_way.is_set():
+                self.passing = error
+            return
+        with self.mutex:
+            self.left = [other for other in self.left if other.table != chosen.table]
+        if isinstance(error, StreamedError):
+            self.run.skip(chosen.table, error.message)
+        else:
+            self.run.fail(chosen.table, error)
+
+
+def reads_exactly(reading: Reading) -> bool:
+    """Say whether a table equals the snapshot afterwards, whatever its stamps say."""
+    return reading.load_type == FULL or reading.strategy == XMIN or reading.audit
+
+
+def gave_way(table: str | None = None) -> PassingError:
+    """Return the passing error of a table whose read was given up for somebody who waits for a lock."""
+    return PassingError(
+        "a read was given up",
+        why="somebody waits for a stronger lock on a table that was to be read",
+        mend="it is tried again by itself",
+        id="gave_way",
+        sqlstate="55P03",
+        table=table,
+    )
+
+
+def snapshot_ended() -> PassingError:
+    """Return the passing error of the tables of a standby that were to be read after one whose read failed."""
+    return PassingError(
+        "the snapshot ended with the read that failed",
+        why="on a standby one session reads all tables",
+        mend="the others are read in a new snapshot, by itself",
+        id="snapshot_ended",
+    )

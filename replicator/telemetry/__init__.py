@@ -1,0 +1,1 @@
+"""What runs tell of themselves: logs, without a value of a row."""
