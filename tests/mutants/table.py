@@ -16,6 +16,8 @@ LISTEN = "tests/integration/test_listen.py::"
 STREAM = "tests/integration/test_hazard_stream.py::"
 STREAM_FAULTS = "tests/chaos/test_hazard_stream_faults.py::"
 
+REFUSED = "tests/integration/test_refused_row.py::"
+BESIDE = "tests/integration/test_verify_streamed.py::"
 ALERTS = "tests/integration/test_alerts.py::"
 CANARY = "tests/integration/test_canary.py::"
 METRICS = "tests/integration/test_metrics.py::"
@@ -621,6 +623,43 @@ MUTANTS = (
                 "replicator/apply/keyed.py",
                 "if self.waiting and self.reading.load_type != FULL:",
                 "if False and self.waiting:",
+            ),
+        ),
+    ),
+    Mutant(
+        "T9",
+        "the row that stops the stream is told by its batch, not by its transaction",
+        (REFUSED + "test_the_row_that_stops_the_stream_is_told_by_transaction_and_key[18-18-3000]",),
+        (
+            Change(
+                "replicator/stream/loop.py",
+                "if failed.commit_lsn is None or (search is not None and transactions <= 1):",
+                "if failed.commit_lsn is None or search is not None:",
+            ),
+        ),
+    ),
+    Mutant(
+        "T9",
+        "a repair beside the listener tries rows in quarantine again",
+        (BESIDE + "test_rows_in_quarantine_keep_no_other_row_from_being_mended_beside_the_listener[18-18-verify]",),
+        (
+            Change(
+                "replicator/proof/streamed_repair.py",
+                """        if not self.quarantines:
+            return list(findings)
+        waiting""",
+                """        if self.quarantines:
+            return list(findings)
+        waiting""",
+            ),
+            Change(
+                "replicator/proof/streamed_repair.py",
+                """            if not self.quarantines:
+                raise
+""",
+                """            if self.quarantines:
+                raise
+""",
             ),
         ),
     ),
