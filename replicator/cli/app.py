@@ -44,6 +44,7 @@ Tables = Annotated[
     list[str] | None, typer.Argument(metavar="TABLE", help="Source tables, like public.t; all by default.")
 ]
 
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)]
 ExecutionId = Annotated[UUID | None, typer.Option("--execution-id", hidden=True, help="Its name in the record.")]
 
 
@@ -57,6 +58,9 @@ class Trigger(StrEnum):
     manual = "manual"
     scheduler = "scheduler"
     api = "api"
+
+
+TriggeredBy = Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -138,10 +142,8 @@ def plan(config: Config = None, json: Json = False) -> None:
 def sync(
     tables: Tables = None,
     full: Annotated[bool, typer.Option("--full", help="Read everything, not only what changed.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
-    ] = None,
-    triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    jobs: Jobs = None,
+    triggered_by: TriggeredBy = Trigger.manual,
     execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
@@ -191,7 +193,7 @@ def resync(
         int | None,
         typer.Option("--jobs", min=1, max=64, help="Tables at a time, or ranges of a large one.", show_default=False),
     ] = None,
-    triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    triggered_by: TriggeredBy = Trigger.manual,
     execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,
@@ -221,10 +223,8 @@ def verify(
         float | None,
         typer.Option("--max-rate", metavar="MB/s", min=0.001, help="Read each side no faster.", show_default=False),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, max=64, help="Tables at a time.", show_default=False)
-    ] = None,
-    triggered_by: Annotated[Trigger, typer.Option("--triggered-by", help="For the record.")] = Trigger.manual,
+    jobs: Jobs = None,
+    triggered_by: TriggeredBy = Trigger.manual,
     execution_id: ExecutionId = None,
     config: Config = None,
     json: Json = False,

@@ -6,7 +6,7 @@ import pytest
 from psycopg import sql
 
 from tests.conftest import MakeCluster, MakePair
-from tests.integration.test_check import Finding, check, find, ids
+from tests.finding import Finding, check, find, ids
 from tests.pair import Pair
 from tests.streaming import catch_up
 

@@ -9,14 +9,6 @@ from tests.pair import Pair
 from tests.strategy_case import BOTH, TABLE, WATERMARK, XMIN, Case
 
 
-@pytest.fixture
-def case(pair: Pair, strategy: str) -> Case:
-    pair.source.execute(TABLE)
-    case = Case(pair, strategy)
-    case.begin()
-    return case
-
-
 @BOTH
 @pytest.mark.hazard("W13")
 def test_a_deleted_row_goes(case: Case) -> None:

@@ -24,14 +24,6 @@ insert into t select g, 1 + g % 2, 'row ' || g, now() - interval '1 day' from ge
 CHANGES = pytest.mark.parametrize("change", [TRUNCATE, REWRITE], ids=["truncate", "rewrite"])
 
 
-@pytest.fixture
-def case(pair: Pair, strategy: str) -> Case:
-    pair.source.execute(TABLE)
-    case = Case(pair, strategy)
-    case.begin()
-    return case
-
-
 @contextmanager
 def changing(pair: Pair, change: str) -> Iterator[threading.Thread]:
     """Run `change` in a transaction of its own beside the test, and see it through."""

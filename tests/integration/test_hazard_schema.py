@@ -20,14 +20,6 @@ insert into t_two select g, 2, 'old', now() - interval '9 days' from generate_se
 """
 
 
-@pytest.fixture
-def case(pair: Pair, strategy: str) -> Case:
-    pair.source.execute(TABLE)
-    case = Case(pair, strategy)
-    case.begin()
-    return case
-
-
 @BOTH
 @pytest.mark.hazard("W20")
 def test_a_filled_partition_that_is_attached_and_detached(pair: Pair, strategy: str) -> None:

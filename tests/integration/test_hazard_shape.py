@@ -6,6 +6,7 @@ import pytest
 
 from tests.nightly import assert_tables_equal, sync, sync_idly
 from tests.pair import Pair
+from tests.sample import CELLS
 
 
 @pytest.mark.hazard("V6")
@@ -70,12 +71,6 @@ def test_an_empty_table_without_columns_arrives_and_is_filled_later(pair: Pair) 
     sync(pair)
     assert_tables_equal(pair, ["public.t", "public.dropped"])
     sync_idly(pair)
-
-
-CELLS = {
-    "text": r"repeat(E'\\', 200 << 20)",
-    "bytea": r"decode(repeat('5c', 200 << 20), 'hex')",
-}
 
 
 @pytest.mark.hazard("V8")

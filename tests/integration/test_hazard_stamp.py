@@ -8,14 +8,6 @@ from tests.pair import Pair
 from tests.strategy_case import BOTH, TABLE, WATERMARK, Case, source_session
 
 
-@pytest.fixture
-def case(pair: Pair, strategy: str) -> Case:
-    pair.source.execute(TABLE)
-    case = Case(pair, strategy)
-    case.begin()
-    return case
-
-
 @BOTH
 @pytest.mark.hazard("W5")
 @pytest.mark.parametrize("precision", [3, 0])

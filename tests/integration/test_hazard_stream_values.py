@@ -8,9 +8,11 @@ import pytest
 from psycopg import sql
 
 from tests.conftest import MakePair
-from tests.integration.test_hazard_names import INJECTION, ODD_NAMES, SPECIAL_NAMES, change_tables, create_tables
-from tests.integration.test_hazard_shape import CELLS
-from tests.integration.test_hazard_values import (
+from tests.naming import INJECTION, ODD_NAMES, SPECIAL_NAMES, change_tables, create_tables
+from tests.nightly import assert_tables_equal
+from tests.pair import Pair
+from tests.sample import (
+    CELLS,
     CHANGE_NESTED_TYPES,
     EXTENSIONS,
     MANY_TYPES,
@@ -20,11 +22,9 @@ from tests.integration.test_hazard_values import (
     change_values,
     choose_samples,
     fill_values,
-    list_extensions,
+    install_extensions,
     make_hostile,
 )
-from tests.nightly import assert_tables_equal
-from tests.pair import Pair
 from tests.streaming import catch_up, expect_refusal
 
 pytestmark = pytest.mark.versions
@@ -225,22 +225,7 @@ def test_enums_domains_and_composites_stream_alone_and_in_arrays(streamed: Pair,
 @pytest.mark.hazard("V3")
 @pytest.mark.parametrize("installed", [True, False], ids=["installed", "missing"])
 def test_types_of_extensions_stream_whether_the_target_has_them_or_not(streamed: Pair, installed: bool) -> None:
-    here = list_extensions(streamed, streamed.source)
-    there = list_extensions(streamed, streamed.target) & here if installed else set()
-    streamed.source.execute("create schema ext")
-    streamed.target.execute("create schema other; grant usage on schema other to public")
-    for name in here:
-        streamed.source.execute(f"create extension {name} schema ext")
-    for name in there:
-        streamed.target.execute(f"create extension {name} schema other")
-    streamed.source.execute("set search_path = public, ext")
-    for name in here:
-        type_name, values, key = EXTENSIONS[name]
-        streamed.source.execute(fill_values(Sample(type_name, values, key)))
-        streamed.source.execute(f"""
-            create table k_{name} (id {type_name} primary key, n int);
-            insert into k_{name} select v, 0 from unnest(array[{key}]::{type_name}[]) as v;
-        """)
+    here, _ = install_extensions(streamed, installed)
     query = "select 'public.' || relname from pg_class where relname ~ '^[kv]_' and relkind = 'r'"
     tables = [table for (table,) in streamed.source.execute(query)]
     split_rows(streamed, tables, "id")

@@ -8,14 +8,6 @@ from tests.pair import Pair
 from tests.strategy_case import BOTH, TABLE, WATERMARK, Case, hold_target, source_session, wait_for_waiter
 
 
-@pytest.fixture
-def case(pair: Pair, strategy: str) -> Case:
-    pair.source.execute(TABLE)
-    case = Case(pair, strategy)
-    case.begin()
-    return case
-
-
 @pytest.mark.versions
 @BOTH
 @pytest.mark.hazard("W1")

@@ -15,14 +15,6 @@ insert into t select g, 'row ' || g, now() - interval '1 day' from generate_seri
 """
 
 
-@pytest.fixture
-def case(pair: Pair, strategy: str) -> Case:
-    pair.source.execute(TABLE)
-    case = Case(pair, strategy)
-    case.begin()
-    return case
-
-
 @BOTH
 @pytest.mark.hazard("W28")
 def test_row_security_that_is_switched_on_overnight(case: Case) -> None:
