@@ -150,16 +150,27 @@ class DataRefused(OperatorError):
 
     id = "data_refused"
 
+    def or_aside(self) -> DataRefused:
+        """Return the error with the other way out there is for a row that has a key."""
+        return DataRefused(
+            self.what,
+            why=self.why,
+            mend=f'{self.mend}; or on_row_error = "quarantine": they are put aside, and quarantine list names them',
+            id=self.id,
+            sqlstate=self.sqlstate,
+            table=self.table,
+        )
+
     def at(self, lsn: str, *, has_key: bool) -> DataRefused:
         """Return the error with the transaction of the source that it is about.
 
         has_key: the row's key can be looked up, where keys may be printed.
         """
-        ways = [self.mend, 'on_row_error = "quarantine" goes on without the row' if has_key else None]
+        aside = '; or on_row_error = "quarantine": the stream goes on without it; its key: replicator quarantine show'
         located = DataRefused(
             self.what,
-            why="; ".join(filter(None, [self.why, f"in the transaction that commits at {lsn}"])),
-            mend="; or: ".join(filter(None, ways)) + ("; the row's key: replicator quarantine show" if has_key else ""),
+            why=f"{self.why}; in the transaction that commits at {lsn}",
+            mend=f"{self.mend}{aside if has_key else ''}",
             id=self.id,
             sqlstate=self.sqlstate,
             table=self.table,

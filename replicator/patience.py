@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from replicator.errors import PassingError, ReplicatorError
+from replicator.errors import LockHeldError, PassingError, ReplicatorError
 
 PASSING_LIMIT_S = 300.0
+_HELD_PAUSE_S = 0.2
+_T = TypeVar("_T")
 
 
 class Patience:
@@ -63,3 +67,21 @@ class Patience:
                 error_message=error.message,
                 sqlstate=error.sqlstate,
             )
+
+
+def outlast(act: Callable[[], _T], wait_s: float, stop: threading.Event, tell: Callable[[LockHeldError], None]) -> _T:
+    """Do what the session of a process that was killed may still stand in the way of, until the server has noticed.
+
+    tell: called once, ahead of the wait. Raises the last LockHeldError after `wait_s`, or once `stop` is set.
+    """
+    deadline = time.monotonic() + wait_s
+    has_told = False
+    while True:
+        try:
+            return act()
+        except LockHeldError as error:
+            if not has_told:
+                has_told = True
+                tell(error)
+            if time.monotonic() >= deadline or stop.wait(_HELD_PAUSE_S):
+                raise

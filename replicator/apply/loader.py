@@ -60,14 +60,26 @@ def load_group(
     except psycopg.errors.NotNullViolation as error:
         raise _refuse_null(current.job, error) from error
     except psycopg.Error as error:
-        raise translate(error, side="target", table=current.job.table) from error
+        raise _explain(error, current.job) from error
     return [load.figures for load in loads]
+
+
+_CONSTRAINT_CLASS = "23"
+"""What refuses single rows; a value that a type does not take ends the COPY of all of them."""
+
+
+def _explain(error: psycopg.Error, job: Job) -> ReplicatorError:
+    ours = translate(error, side="target", table=job.table)
+    may_go_aside = job.mapping.key and job.settings.on_row_error == "stop"
+    if may_go_aside and isinstance(ours, DataRefused) and (ours.sqlstate or "").startswith(_CONSTRAINT_CLASS):
+        return ours.or_aside()
+    return ours
 
 
 def _refuse_null(job: Job, error: psycopg.errors.NotNullViolation) -> ReplicatorError:
     column = error.diag.column_name
     if column not in job.mapping.key or error.diag.table_name != job.target[1]:
-        return translate(error, side="target", table=job.table)
+        return _explain(error, job)
     return DataRefused(
         f"key column {column} of {job.table} is NULL in a row of the source",
         why="rows are told apart by their key",

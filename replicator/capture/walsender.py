@@ -34,7 +34,7 @@ from replicator.position import Lsn
 _STANDBY = sql.SQL("select pg_catalog.pg_is_in_recovery() as standby")
 _PATIENCE = sql.SQL("select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")
 _UNSET = Lsn(0)
-_IN_USE, _UNDEFINED, _NO_FREE_SLOT = "55006", "42704", "53400"
+_IN_USE, _TAKEN, _UNDEFINED, _NO_FREE_SLOT = "55006", "42710", "42704", "53400"
 _MAX_INTERVAL_S = 10.0
 # A server that shuts down asks again after each answer; so an answer that has nothing new waits a little.
 _PAUSE_S = 0.01
@@ -131,7 +131,7 @@ class WalSender:
         """Create a slot for pgoutput; waits for every transaction that is open now to end.
 
         export: also export a snapshot. failover: let standbys keep the slot, where the server can (17 and later, a
-        primary). Raises OperatorError when the name is taken or no slot is free.
+        primary). Raises LockHeldError when the name is taken, OperatorError when no slot is free.
         """
         options = {"snapshot": "export" if export else "nothing"}
         if failover and not temporary and self._can_fail_over():
@@ -471,11 +471,12 @@ def _list_options(options: Mapping[str, str]) -> sql.Composed:
 
 def _explain(error: psycopg.Error, slot: str) -> ReplicatorError:
     """Return our error for one that a slot's command met."""
-    if error.sqlstate == _IN_USE:
+    if error.sqlstate in (_IN_USE, _TAKEN):
         return LockHeldError(
             f"the replication slot {slot} is in use",
-            why="another session reads it, or the server has not noticed yet that one has died",
-            mend="stop the other listener, or wait: the server notices after wal_sender_timeout",
+            why="another session reads or makes it, or the server has not noticed yet that one has died",
+            mend="stop the other listener, or wait: the server notices after wal_sender_timeout, or once the "
+            "transactions have ended that a new slot waits for",
             id="slot_active",
             sqlstate=error.sqlstate,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,7 +18,7 @@ from replicator.capture.pgoutput import Relation as RelationMessage
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes, KeyText
 from replicator.db import Connection, closing, translated
-from replicator.errors import DataRefused, LockHeldError, OperatorError, ReplicatorError
+from replicator.errors import DataRefused, OperatorError, ReplicatorError
 from replicator.position import Lsn
 from replicator.stream.definition import define
 from replicator.stream.loop import LoadingThread, Search, Stream, Until, Watch, narrow
@@ -151,8 +150,8 @@ class StreamFollower:
     @contextmanager
     def _start_stream(self, position: Lsn) -> Iterator[WalSender]:
         """Start the stream, waiting for the server to notice that an earlier reader of the slot is gone."""
-        deadline = time.monotonic() + self.settings.lock_wait.total_seconds()
-        while True:
+
+        def start() -> WalSender:
             sender = WalSender.open(self.access.conninfo, timeout_s=self.access.connect_timeout_s)
             try:
                 sender.start(
@@ -161,15 +160,12 @@ class StreamFollower:
                     at=position,
                     binary=self._streams_binary(),
                 )
-            except LockHeldError:
-                sender.close()
-                if time.monotonic() >= deadline or self.stop.wait(0.2):
-                    raise
             except BaseException:
                 sender.close()
                 raise
-            else:
-                break
+            return sender
+
+        sender = self.session.outlast(start, self.settings.slot_name)
         try:
             self.log.info("stream_started", path="listen", lsn=str(position), tables=len(self.tables))
             yield sender

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -18,9 +19,12 @@ from replicator.capture.publication import read_memberships
 from replicator.capture.pull import Access
 from replicator.config.settings import Settings
 from replicator.db import Connection, connect, translated
+from replicator.patience import outlast
 from replicator.position import Lsn
 from replicator.sync.inventory import Chosen
 from replicator.sync.preparation import prepare_jobs
+
+_T = TypeVar("_T")
 
 
 class Outcome(Enum):
@@ -64,6 +68,15 @@ class ListenSession:
     def connect_target(self) -> Connection:
         """Open another session on the target."""
         return connect(self.target_conninfo, side="target", timeout_s=self.access.connect_timeout_s)
+
+    def outlast(self, act: Callable[[], _T], slot: str) -> _T:
+        """Do something with a slot that a listener which was killed may still hold. Raises LockHeldError at last."""
+        return outlast(
+            act,
+            self.settings.lock_wait.total_seconds(),
+            self.stop,
+            lambda error: self.log.info("slot_held", path="listen", slot=slot, reason=error.why),
+        )
 
     def prepare_jobs(self, chosen: Sequence[Chosen]) -> dict[str, Job]:
         """Return the tables' jobs as the source defines them now."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from replicator.capture.source_state import (
 from replicator.capture.walsender import NewSlot, WalSender
 from replicator.db import translated
 from replicator.digest import Digest
-from replicator.errors import ConfigError, LockHeldError, OperatorError, PassingError, ReplicatorError, SafetyStop
+from replicator.errors import ConfigError, OperatorError, PassingError, ReplicatorError, SafetyStop
 from replicator.position import Origin
 from replicator.reading import SnapshotFacts
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
@@ -213,42 +212,42 @@ class StreamStart:
 
     def _drop_slot(self, name: str) -> None:
         """Drop the slot of a dead attempt, once the server has noticed that its reader is gone."""
-        deadline = time.monotonic() + self.settings.lock_wait.total_seconds()
-        while True:
-            try:
-                with translated("source"):
-                    drop_slot(self.watcher, name)
-            except LockHeldError:
-                if time.monotonic() >= deadline or self.stop.wait(0.2):
-                    raise
-            else:
-                return
+
+        def drop() -> None:
+            with translated("source"):
+                drop_slot(self.watcher, name)
+
+        self.session.outlast(drop, name)
 
     @contextmanager
     def _new_slot(self, name: str, *, temporary: bool) -> Iterator[NewSlot]:
         """Make a slot with an exported snapshot, which lives as long as the block. A SIGTERM ends the wait for it."""
         with WalSender.open(self.access.conninfo, timeout_s=self.access.connect_timeout_s) as sender:
             self.log.info("slot_awaited", slot=name, reason="it waits for every transaction that is open now")
-            made: list[NewSlot | ReplicatorError] = []
-
-            def make() -> None:
-                try:
-                    made.append(sender.create_slot(name, temporary=temporary, export=True))
-                except ReplicatorError as error:
-                    made.append(error)
-
-            thread = threading.Thread(target=make, name="slot", daemon=True)
-            thread.start()
-            while thread.is_alive():
-                thread.join(0.1)
-                if self.stop.is_set():
-                    sender.cancel()
-            (slot,) = made
-            if isinstance(slot, ReplicatorError):
-                # We were asked to end, and have ended the wait ourselves: no fault of anybody.
-                raise _wait_ended(name) if self.stop.is_set() and slot.sqlstate == "57014" else slot
+            slot = self.session.outlast(lambda: self._make_slot(sender, name, temporary=temporary), name)
             self.log.info("slot_created", slot=name, lsn=str(slot.consistent_point))
             yield slot
+
+    def _make_slot(self, sender: WalSender, name: str, *, temporary: bool) -> NewSlot:
+        made: list[NewSlot | ReplicatorError] = []
+
+        def make() -> None:
+            try:
+                made.append(sender.create_slot(name, temporary=temporary, export=True))
+            except ReplicatorError as error:
+                made.append(error)
+
+        thread = threading.Thread(target=make, name="slot", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if self.stop.is_set():
+                sender.cancel()
+        (slot,) = made
+        if isinstance(slot, ReplicatorError):
+            # We were asked to end, and have ended the wait ourselves: no fault of anybody.
+            raise _wait_ended(name) if self.stop.is_set() and slot.sqlstate == "57014" else slot
+        return slot
 
     def _copy_tables(
         self,

@@ -308,6 +308,33 @@ def test_a_listener_that_waits_for_a_slot_ends_well_when_it_is_asked_to(streamed
     streamed.assert_equal("public.t")
 
 
+@pytest.mark.hazard("F1")
+@pytest.mark.parametrize("joins", [False, True], ids=["first copy", "joining table"])
+def test_a_listener_waits_for_the_slot_that_a_killed_one_was_still_making(streamed: Pair, joins: bool) -> None:
+    """Its walsender waits for the open transaction, and notices only then that nobody is there."""
+    streamed.source.execute("create table t (id int primary key); create table u (id int primary key)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    if joins:
+        catch_up(streamed)
+        streamed.write_config(tables=["public.t", "public.u"])
+    with streamed.source_server.connect(streamed.source_db) as open_one:
+        open_one.execute("begin; insert into t values (1)")
+        with streamed.popen("listen") as killed:
+            wait_until(lambda: "slot_awaited" in killed.stderr, what="the wait for the slot")
+            wait_until(lambda: streamed.source.execute(IN_THE_MAKING).rowcount == 1, what="the slot is made")
+            killed.send(signal.SIGKILL)
+            killed.wait(20)
+        with streamed.popen("listen", "--until-caught-up") as running:
+            wait_until(lambda: "slot_held" in running.stderr or not running.running, what="the slot is waited for")
+            open_one.execute("commit")
+            running.wait(40, check=0)
+    streamed.assert_equal("public.t")
+
+
+IN_THE_MAKING = "select from pg_replication_slots where confirmed_flush_lsn is null and database = current_database()"
+
+
 def test_a_sync_leaves_live_tables_to_the_listener_and_takes_the_others(streamed: Pair) -> None:
     streamed.source.execute(
         "create table t (id int primary key); insert into t values (1); create view v as select id from t"

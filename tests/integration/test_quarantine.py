@@ -59,6 +59,18 @@ def test_refused_rows_are_put_aside_and_all_others_land(pair: Pair, strategy: st
     pair.assert_equal("public.t")
 
 
+def test_a_refusal_tells_how_to_have_its_rows_named_and_the_others_landed(pair: Pair) -> None:
+    begin(pair, on_row_error="stop")
+    pair.source.execute("update t set n = 4242 where id in (7, 8); delete from t where id = 50")
+    stderr = pair.run("sync", check=1).stderr
+    assert 'on_row_error = "quarantine"' in stderr
+    assert "quarantine list" in stderr
+    pair.write_config(tables=[{"name": "public.t", "on_row_error": "quarantine"}])
+    pair.run("sync")
+    assert set(waiting(pair)) == {"7", "8"}
+    assert pair.target.execute("select count(*) from t where id = 50").fetchone() == (0,)
+
+
 def test_status_and_health_tell_of_rows_in_quarantine_and_nothing_shows_their_values(pair: Pair) -> None:
     """O4: keys are told by `quarantine` alone."""
     begin(pair)
