@@ -217,7 +217,7 @@ class StreamControl:
         self._execute(
             "save_refused",
             table_name=table,
-            key=None if key is None else json.dumps(write_key(key)),
+            key=json.dumps(None if key is None else write_key(key)),
             lsn=str(lsn),
             error_code=error.code,
             error_message=error.message,

@@ -1,16 +1,10 @@
--- The change that the listener cannot get past, where on_row_error is "stop". It is no row in quarantine: nothing waits
--- behind it but the stream itself. psql: \set control replicator
+-- The change that the listener cannot get past, where on_row_error is "stop". It stands with the rows in quarantine, for
+-- that is where keys may stand, and is none of them: nothing waits behind it but the stream itself.
+-- psql: \set control replicator
 
-create table :"control".refused_change (
-    pipeline text primary key,
-    table_name text not null,
-    -- Of the row in the target; null without one. It stands here until the stream has gone on.
-    key jsonb,
-    -- Where the source's transaction commits.
-    lsn pg_lsn not null,
-    error_code text not null,
-    error_message text not null,
-    first_at timestamptz not null default clock_timestamp(),
-    last_at timestamptz not null default clock_timestamp(),
-    attempts int not null default 1
-);
+alter table :"control".quarantine
+    -- At most one a pipeline. Its lsn is where the source's transaction commits; without a key, key is JSON's null.
+    add column stops boolean not null default false,
+    drop constraint quarantine_pipeline_table_name_key_key,
+    add unique (pipeline, table_name, key, stops);
+create unique index quarantine_stops on :"control".quarantine (pipeline) where stops;

@@ -35,7 +35,7 @@ select 1 as held from :"control".listener where pipeline = :'pipeline' for updat
 
 -- name: save_position
 -- In the transaction of the data. repair_xid: null keeps what is there. A stream that goes on is past what it refused.
-with passed as (delete from :"control".refused_change where pipeline = :'pipeline')
+with passed as (delete from :"control".quarantine where pipeline = :'pipeline' and stops)
 update :"control".listener set
     position = :'position'::text::pg_lsn, fresh_at = greatest(fresh_at, :'fresh_at'::timestamptz),
     repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid)
@@ -72,7 +72,7 @@ delete from :"control".stream_table where pipeline = :'pipeline' and table_name 
 -- name: drop_stream
 -- The slot is gone for good: nothing of the stream is left, tables are the nightly sync's again.
 with gone as (delete from :"control".stream_table where pipeline = :'pipeline'),
-    passed as (delete from :"control".refused_change where pipeline = :'pipeline')
+    passed as (delete from :"control".quarantine where pipeline = :'pipeline' and stops)
 update :"control".listener set slot_name = null, position = null, consistent_point = null, repair_xid = null
 where pipeline = :'pipeline';
 
@@ -113,44 +113,46 @@ select :'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 's
 where not exists (select from same);
 
 -- name: save_refused
--- The same change again raises `attempts`.
-insert into :"control".refused_change as r (pipeline, table_name, key, lsn, error_code, error_message)
-values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message')
-on conflict (pipeline) do update set
+-- The same change again counts in `changes`.
+insert into :"control".quarantine as r (pipeline, table_name, key, lsn, error_code, error_message, stops)
+values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message', true)
+on conflict (pipeline) where stops do update set
     table_name = excluded.table_name, key = excluded.key, lsn = excluded.lsn, error_code = excluded.error_code,
     error_message = excluded.error_message, last_at = clock_timestamp(),
     first_at = case when r.lsn = excluded.lsn then r.first_at else clock_timestamp() end,
-    attempts = case when r.lsn = excluded.lsn then r.attempts + 1 else 1 end;
+    changes = case when r.lsn = excluded.lsn then r.changes + 1 else 1 end;
 
 -- name: read_refused
-select table_name, key, lsn::text as lsn, error_code, error_message, first_at, last_at, attempts
-from :"control".refused_change where pipeline = :'pipeline';
+select table_name, nullif(key, 'null'::jsonb) as key, lsn::text as lsn, error_code, error_message, first_at, last_at,
+    changes as attempts
+from :"control".quarantine where pipeline = :'pipeline' and stops;
 
 -- name: read_quarantine
 select quarantine_id, table_name, key, lsn::text as lsn, error_code, error_message, first_at, last_at, changes
-from :"control".quarantine where pipeline = :'pipeline' order by quarantine_id;
+from :"control".quarantine where pipeline = :'pipeline' and not stops order by quarantine_id;
 
 -- name: quarantine_row
 insert into :"control".quarantine as q (pipeline, table_name, key, lsn, error_code, error_message)
 values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message')
-on conflict (pipeline, table_name, key) do update set last_at = clock_timestamp(), changes = q.changes + 1,
+on conflict (pipeline, table_name, key, stops) do update set last_at = clock_timestamp(), changes = q.changes + 1,
     lsn = coalesce(excluded.lsn, q.lsn), error_code = excluded.error_code, error_message = excluded.error_message;
 
 -- name: read_waiting
-select key from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name';
+select key from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name' and not stops;
 
 -- name: touch_waiting
 update :"control".quarantine set last_at = clock_timestamp(), changes = changes + 1, lsn = coalesce(:'lsn'::text::pg_lsn, lsn)
-where pipeline = :'pipeline' and table_name = :'table_name' and key = :'key'::text::jsonb;
+where pipeline = :'pipeline' and table_name = :'table_name' and key = :'key'::text::jsonb and not stops;
 
 -- name: release_others
 -- keys: a JSON array of the keys that stay.
 delete from :"control".quarantine
-where pipeline = :'pipeline' and table_name = :'table_name'
+where pipeline = :'pipeline' and table_name = :'table_name' and not stops
     and key not in (select k.value from jsonb_array_elements(:'keys'::text::jsonb) as k);
 
 -- name: release_row
-delete from :"control".quarantine where pipeline = :'pipeline' and quarantine_id = :'quarantine_id' returning table_name;
+delete from :"control".quarantine where pipeline = :'pipeline' and quarantine_id = :'quarantine_id' and not stops
+returning table_name;
 
 -- name: lock_is_held
 -- key: the text of a lock. Tells whether some session holds it, this one included.

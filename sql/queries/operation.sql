@@ -48,7 +48,7 @@ where pipeline = :'pipeline' and table_name = :'table_name';
 -- name: waiting
 -- Rows in quarantine, by table.
 select table_name, count(*) as rows, min(error_code) as error_code from :"control".quarantine
-where pipeline = :'pipeline' group by table_name;
+where pipeline = :'pipeline' and not stops group by table_name;
 
 -- name: verdicts
 -- How each table's newest batch ended; one that still runs, or was left to the listener, says nothing. Neither does one

@@ -95,8 +95,8 @@ left join (
     where c.pipeline = :'pipeline' and c.started_at > clock_timestamp() - interval '24 hours' group by c.table_name) n
     using (table_name)
 left join (
-    select q.table_name, count(*) as waiting from :"control".quarantine q where q.pipeline = :'pipeline'
-    group by q.table_name) q using (table_name)
+    select q.table_name, count(*) as waiting from :"control".quarantine q
+    where q.pipeline = :'pipeline' and not q.stops group by q.table_name) q using (table_name)
 where s.pipeline = :'pipeline'
   and (:'contains'::text is null or pg_catalog.strpos(pg_catalog.lower(s.table_name), pg_catalog.lower(:'contains')) > 0)
   and (:'table_name'::text is null or s.table_name = :'table_name')
@@ -189,7 +189,7 @@ where pipeline = :'pipeline' and table_name = :'table_name' order by changed_at 
 -- name: waiting
 -- What refused the rows of a table that wait; no keys.
 select error_code, error_message, count(*) as rows, max(last_at) as last_at from :"control".quarantine
-where pipeline = :'pipeline' and table_name = :'table_name' group by 1, 2 order by 3 desc limit 20;
+where pipeline = :'pipeline' and table_name = :'table_name' and not stops group by 1, 2 order by 3 desc limit 20;
 
 -- name: last_verdict
 select r.completed_at, v.value as verdict

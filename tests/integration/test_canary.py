@@ -90,6 +90,8 @@ def test_a_stream_that_fails_tells_no_secret_and_no_cell(streamed: Pair) -> None
         pair.target.execute(f"alter table t add constraint small check (n <= {canaries.number})")
         pair.source.execute("update t set n = n + 1; update plain set note = note || '!'")
         run("listen", "--until-caught-up", check=1)
+        printed.append(pair.run("quarantine", "show").stderr)
+        stopped = dump_control(pair)
         configure(pair, canaries, webhook, collector, tables=TABLES, defaults={"on_row_error": "quarantine"})
         run("listen", "--until-caught-up", check=0)
         for command in ("status", "history", "health", "plan", "check"):
@@ -104,7 +106,8 @@ def test_a_stream_that_fails_tells_no_secret_and_no_cell(streamed: Pair) -> None
         run("sync")
         run("sync", "--full", "--json")
     texts = gather(pair, webhook, collector) | {"printed": "".join(printed), "command lines": "\n".join(seen)}
-    assert "23514" in texts["recorded"]
+    texts["recorded"] += stopped
+    assert "23514" in stopped
     assert "23514" in texts["alerts"]
     assert "rows in quarantine" in texts["alerts"]
     assert 'sqlstate="22P02"' in texts["metrics"]
