@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 
@@ -152,8 +152,21 @@ class StreamStart:
                 id="slot_unknown",
             )
         repair_xid = state.repair_xid if state.timeline == timeline else None
+        if state.position is None and repair_xid is None:
+            chosen = self._give_up_dead_copies(chosen)
         self._copy(chosen, slot, repair_xid)
         return self.streams.read_state()
+
+    def _give_up_dead_copies(self, chosen: Sequence[Chosen]) -> list[Chosen]:
+        """Return the tables, without a limit of deletes where a dead attempt brought them: its stream had none."""
+        with translated("target"):
+            brought = self.streams.read_tables()
+        return [
+            replace(table, settings=table.settings.model_copy(update={"max_delete_fraction": 1.0}))
+            if table.table in brought
+            else table
+            for table in chosen
+        ]
 
     def _find_gap(
         self, state: ListenerState, slot: SlotFacts | None, identifier: str, timeline: int

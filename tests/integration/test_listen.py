@@ -308,6 +308,28 @@ def test_a_listener_that_waits_for_a_slot_ends_well_when_it_is_asked_to(streamed
     streamed.assert_equal("public.t")
 
 
+@pytest.mark.hazard("F1", "S5")
+def test_what_a_killed_first_copy_had_brought_is_no_loss_when_the_source_is_emptied(streamed: Pair) -> None:
+    """Nothing of a dead attempt is left, and nobody has to say that it may go."""
+    streamed.source.execute(
+        "create table t (id int primary key); create table u (id int primary key);"
+        "insert into t select generate_series(1, 3000); insert into u values (1)"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t", "public.u"])
+    streamed.as_writer.execute("create table u (id int primary key)")
+    with streamed.target_server.connect(streamed.target_db) as holder:
+        holder.execute("begin; lock table u")
+        with streamed.popen("listen") as killed:
+            wait_until(lambda: "table_synced" in killed.stderr, what="one of the tables")
+            killed.send(signal.SIGKILL)
+            killed.wait(20)
+        streamed.source.execute("truncate t; insert into u values (2)")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+    streamed.assert_equal("public.u")
+
+
 @pytest.mark.hazard("F1")
 @pytest.mark.parametrize("joins", [False, True], ids=["first copy", "joining table"])
 def test_a_listener_waits_for_the_slot_that_a_killed_one_was_still_making(streamed: Pair, joins: bool) -> None:
