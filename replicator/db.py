@@ -63,6 +63,9 @@ _NEVER_ANSWERS = re.compile(r"could not translate host name|invalid|does not exi
 # Said while a database is put back from a backup: it was dropped, renamed, or closed to everybody.
 _MADE_ANEW = re.compile(r'database ".*" (does not exist|is not currently accepting connections)')
 _RETRY_PAUSE_S = 0.2
+TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
+"""Another row holds the value, or the place, of this one; perhaps only until it is written too, or gone."""
+TAKEN_STATES = frozenset(error.sqlstate for error in TAKEN)
 # A walsender knows the simple protocol only (PostgreSQL documentation, 55.4): values are merged into the statement on
 # this side, and nothing is prepared.
 _REPLICATION: dict[str, Any] = {
@@ -294,6 +297,7 @@ def read_only_error(side: str, why: str) -> PreflightError:
 
 _REFUSAL_HINTS = {
     "23505": "a row that only the target has holds the same unique value: change or delete that row in the target",
+    "23P01": "a row that only the target has is in the exclusion constraint's way: change or delete that row there",
     "23503": "sync the referenced table as well; where tables refer to each other in a circle: "
     "grant set on parameter session_replication_role to the target's role",
     "23502": "drop the NOT NULL of the target's column (where it is in a primary key that is not the table's key here, "

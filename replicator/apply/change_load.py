@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import psycopg
 from psycopg import sql
 
 from replicator.apply import merge, stream_merge
@@ -321,8 +320,3 @@ def make_load(
     if isinstance(segment.fold, KeyedFold):
         return KeyedChanges(connection, staging, live, segment, figures, finder)
     return MultisetChanges(connection, staging, live, segment, figures)
-
-
-def is_unique_violation(error: psycopg.Error) -> bool:
-    """Say whether a row's value is taken by another row."""
-    return error.sqlstate in ("23505", "23P01")

@@ -22,6 +22,7 @@ from replicator.apply.stream_control import StreamControl
 from replicator.apply.table_load import TableLoad, key_not_unique
 from replicator.batch import DUE_MARK
 from replicator.catalog import deletes_go_on
+from replicator.db import TAKEN
 from replicator.digest import SLOTS, bucket_of, count_buckets, in_buckets
 from replicator.errors import DataRefused
 from replicator.strategy import FULL, XMIN
@@ -109,7 +110,7 @@ class KeyedLoad(TableLoad):
         try:
             with self.session.connection.transaction():
                 written, inserted = self._merge(staging)
-        except psycopg.errors.UniqueViolation as error:
+        except TAKEN as error:
             written, inserted = self._hand_over(staging, error)
         if self.triggers and self._count(merge.count_missed(self.target, staging, None)):
             raise self._interference()
@@ -128,11 +129,11 @@ class KeyedLoad(TableLoad):
             raise key_not_unique(self.job, error.sqlstate) from error
         return (row["written"], row["inserted"]) if row else (0, 0)
 
-    def _hand_over(self, staging: Place, taken: psycopg.errors.UniqueViolation) -> tuple[int, int]:
+    def _hand_over(self, staging: Place, taken: psycopg.Error) -> tuple[int, int]:
         """Write rows that take over a unique value: deletes go ahead, where they go no further than the rows."""
         members = [member.oid for member in self.relation.members]
         if not self.session.replica and deletes_go_on(self.session.connection, members):
-            raise self._tied() from taken
+            raise self._tied(taken) from taken
         try:
             with self.session.connection.transaction():
                 self._make_way()
@@ -141,16 +142,16 @@ class KeyedLoad(TableLoad):
             # On a delete the server names the table that refers to the row, else the row's own.
             if error.diag.table_name == self.target.name:
                 raise
-            raise self._tied() from taken
+            raise self._tied(taken) from taken
 
-    def _tied(self) -> DataRefused:
+    def _tied(self, taken: psycopg.Error) -> DataRefused:
         role = sql.Identifier(self.session.connection.info.user)
         return DataRefused(
             f"rows of {self.job.table} take over unique values of rows that a foreign key of the target refers to",
             why="one of the two would have to be deleted for a moment, and the foreign key fires",
             mend=sql.SQL("grant set on parameter session_replication_role to {}").format(role).as_string(),
             id="target_refused_row",
-            sqlstate="23505",
+            sqlstate=taken.sqlstate,
             table=self.job.table,
         )
 
@@ -180,7 +181,7 @@ class KeyedLoad(TableLoad):
         try:
             with self.session.connection.transaction():
                 return self._merge(staging)
-        except psycopg.errors.UniqueViolation:
+        except TAKEN:
             self._run(merge.keep_extra(self.target, staging, kept))
             self._run(merge.delete_kept(self.target, kept))
             replaced = self._run(merge.insert_kept(self.target, staging, kept))

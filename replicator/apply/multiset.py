@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import psycopg
-
 from replicator.apply import merge
 from replicator.apply.table_load import TableLoad
 from replicator.batch import Totals
+from replicator.db import TAKEN
 from replicator.digest import SLOTS
 
 
@@ -41,7 +40,7 @@ class MultisetLoad(TableLoad):
         try:
             with self.session.connection.transaction():
                 return self._run(merge.insert_plain(self.target, self.staging))
-        except psycopg.errors.UniqueViolation:
+        except TAKEN:
             # The target has a unique index, and the version of a row that is to go still holds its value.
             self.remove()
             return self._run(merge.insert_plain(self.target, self.staging))

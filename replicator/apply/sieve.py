@@ -15,13 +15,11 @@ from replicator.apply import merge, sieve_merge
 from replicator.apply.merge import Place, Target
 from replicator.batch import Figures
 from replicator.changes import KeyText
-from replicator.db import Connection, translate
+from replicator.db import TAKEN_STATES, Connection, translate
 from replicator.errors import DataRefused
 
 MOST_REFUSED_ROWS = 500
 """More than that are no matter of single rows, and each costs some ten savepoints to find."""
-
-UNIQUE_VIOLATION = "23505"
 
 
 class Sieve:
@@ -85,7 +83,7 @@ class Sieve:
 
         Whoever holds such a value may have landed by now, or trades with them.
         """
-        places = [place for place, error in enumerate(errors) if error.sqlstate == UNIQUE_VIOLATION]
+        places = [place for place, error in enumerate(errors) if error.sqlstate in TAKEN_STATES]
         landed: list[int] = []
         if len(places) > 1:
             together = self._try_places(places) is None
@@ -111,13 +109,13 @@ class Sieve:
             if refusal is None:
                 raise
         except DataRefused as error:
-            if error.sqlstate != UNIQUE_VIOLATION:
+            if error.sqlstate not in TAKEN_STATES:
                 raise
             refusal = error
         else:
             return None
         self._figures.restore(before)
-        if refusal.sqlstate == UNIQUE_VIOLATION and not self._has_made_way:
+        if refusal.sqlstate in TAKEN_STATES and not self._has_made_way:
             self._has_made_way = True
             self._make_way()
         return refusal

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import psycopg
 
-from replicator.apply.change_load import ChangeLoad, LiveTable, is_unique_violation, key_cells, make_load
+from replicator.apply.change_load import ChangeLoad, LiveTable, key_cells, make_load
 from replicator.apply.control import Control
 from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, move_sequences
@@ -26,7 +26,7 @@ from replicator.apply.target import describe_target, order_by_foreign_keys, plan
 from replicator.batch import Figures
 from replicator.catalog import read_relation
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
-from replicator.db import Connection, translated
+from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
 from replicator.errors import DataRefused
 from replicator.fold import GONE, UNKNOWN, KeyedFold
@@ -293,13 +293,8 @@ class StreamLoader:
             self._write_first(loads) if spare else self._remove_first(loads)
             return
         before = [replace(load.figures) for load in loads]
-        try:
-            with self.connection.transaction():
-                self._write_first(loads) if spare else self._remove_first(loads)
-        except psycopg.Error as error:
-            if not is_unique_violation(error):
-                raise
-        else:
+        with suppress(*TAKEN), self.connection.transaction():
+            self._write_first(loads) if spare else self._remove_first(loads)
             return
         for load, counted in zip(loads, before, strict=True):
             load.figures.restore(counted)

@@ -19,14 +19,14 @@ from replicator.apply import difference, merge
 from replicator.apply.comparison import Finding
 from replicator.apply.difference import DIFFERENT, EXTRA, Key
 from replicator.apply.job import Job, Session
-from replicator.apply.sieve import MOST_REFUSED_ROWS, UNIQUE_VIOLATION, too_many
+from replicator.apply.sieve import MOST_REFUSED_ROWS, too_many
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import take_replica_role
 from replicator.batch import Figures
 from replicator.capture.lookup import FreshReader, read_open_writers
 from replicator.capture.pull import read_system_identifier
 from replicator.changes import KeyText
-from replicator.db import Connection, closing, translate, translated
+from replicator.db import TAKEN_STATES, Connection, closing, translate, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError, unexpected
 from replicator.proof.judgement import TargetTable, open_target_table
 from replicator.proof.streamed_look import CHUNK_KEYS, begin_after, is_unmoved, read_staged, stage_keys
@@ -196,7 +196,7 @@ class _Repair:
         try:
             return self._in_savepoint(partial(write, findings, False))
         except DataRefused as error:
-            if error.sqlstate != UNIQUE_VIOLATION or len(findings) == 1:
+            if error.sqlstate not in TAKEN_STATES or len(findings) == 1:
                 raise
         return self._in_savepoint(partial(write, findings, True))
 

@@ -216,6 +216,31 @@ def test_without_the_replica_role_unique_values_change_hands_too(make_pair: Make
     assert pair.target.execute("select kept from t where id = 1").fetchall() == [("local 1",)]
 
 
+@BOTH
+@pytest.mark.hazard("W31")
+@pytest.mark.parametrize("policy", ["stop", "quarantine"])
+def test_places_that_an_exclusion_constraint_guards_change_hands_too(pair: Pair, strategy: str, policy: str) -> None:
+    """Two rows trade theirs, one takes over that of a row that goes."""
+    guard = "alter table t add exclude using gist (place with &&)"
+    pair.source.execute(
+        "create table t (id int primary key, place int4range, updated_at timestamptz default now() - interval '1 day');"
+        f"insert into t select n, int4range(n * 10, n * 10 + 9) from generate_series(1, 20) n; {guard}"
+    )
+    case = Case(pair, strategy, on_row_error=policy)
+    case.begin()
+    pair.target.execute(guard)
+    pair.source.execute(
+        "begin; update t set place = 'empty' where id = 1;"
+        "update t set place = '[20,25)', updated_at = now() where id = 2;"
+        "update t set place = '[26,29)', updated_at = now() where id = 1;"
+        "update t set place = '[10,19)', updated_at = now() where id = 2; delete from t where id = 3;"
+        "insert into t values (101, '[30,31)', now()); commit"
+    )
+    batch = case.catch_up()
+    assert (batch["rows_inserted"], batch["rows_updated"], batch["rows_deleted"]) == (1, 2, 1)
+    assert batch["rows_quarantined"] == 0
+
+
 def refer(pair: Pair, action: str = "") -> None:
     """Let a table that is the target's own refer to two rows of `t`."""
     pair.target.execute(

@@ -218,19 +218,22 @@ def test_rows_that_traded_unique_values_are_mended_beside_the_listener(streamed:
     """W31: none of them goes into quarantine for the other's sake."""
     pair = streamed
     pair.source.execute(
-        "create table t (id int primary key, code text); insert into t select n, 'c' || n from generate_series(1, 9) n"
+        "create table t (id int primary key, code text, place int4range);"
+        "insert into t select n, 'c' || n, int4range(n * 10, n * 10 + 9) from generate_series(1, 9) n"
     )
     pair.publish()
     pair.write_config(tables=["public.t"], defaults={"on_row_error": policy})
     catch_up(pair)
-    pair.target.execute("alter table t add unique (code)")
+    pair.target.execute("alter table t add unique (code), add exclude using gist (place with &&)")
     with listening(pair):
         pair.target.execute(
             "update t set code = 'aside' where id = 1; update t set code = 'c1' where id = 2;"
-            "update t set code = 'c2' where id = 1; delete from t where id = 3; insert into t values (77, 'c3')"
+            "update t set code = 'c2' where id = 1; delete from t where id = 3; insert into t values (77, 'c3');"
+            "update t set place = 'empty' where id = 5; update t set place = '[50,59)' where id = 6;"
+            "update t set place = '[60,69)' where id = 5"
         )
         (table,) = pair.json("verify", "--repair")["tables"]
-        assert (table["equal"], table["repaired"]) == (True, 4)
+        assert (table["equal"], table["repaired"]) == (True, 6)
         pair.assert_equal("public.t")
         assert pair.json("quarantine", "list")["rows"] == []
 
