@@ -152,10 +152,10 @@ def find_casts(connection: Connection, pairs: Sequence[tuple[str, str]]) -> list
     return [(row["old"], row["new"]) for row in rows]
 
 
-def list_row_changers(connection: Connection, relation: Relation) -> tuple[str, ...]:
-    """Return the names of triggers that can change or drop a row on its way in, and fire in this session."""
-    rows = _read(connection, "row_changers", oids=[member.oid for member in relation.members])
-    return tuple(row["name"] for row in rows)
+def list_row_changers(connection: Connection, relation: Relation) -> tuple[list[str], list[str]]:
+    """Return the names of triggers, and of rules, that can change or drop a row on its way in in this session."""
+    rows = _read(connection, "row_changers", oid=relation.oid, oids=[member.oid for member in relation.members])
+    return [row["name"] for row in rows if not row["is_rule"]], [row["name"] for row in rows if row["is_rule"]]
 
 
 def read_foreign_keys(connection: Connection, oids: Iterable[int]) -> list[tuple[int, int]]:

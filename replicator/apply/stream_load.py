@@ -22,7 +22,7 @@ from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
-from replicator.apply.target import describe_target, order_by_foreign_keys, plan_target, record_columns
+from replicator.apply.target import describe_target, find_triggers, order_by_foreign_keys, plan_target, record_columns
 from replicator.batch import Figures
 from replicator.catalog import read_relation
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
@@ -369,6 +369,7 @@ class StreamLoader:
             existing = read_relation(self.connection, *job.target)
         if existing is None:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
+        find_triggers(self.connection, job, existing)
         target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest)
         self.table_control.save_shape(job.record.table, record_columns(job, types, evolution), job.mapping.relation)
         return LiveTable(job, version, target, self.binary)

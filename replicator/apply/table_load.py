@@ -16,9 +16,16 @@ from replicator.apply.dependent import run_ddl
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.rekey import clear_rows, unfit_rows
 from replicator.apply.sequence import Fed, find_sequences
-from replicator.apply.target import check_apart, describe_target, fit_reading, plan_target, record_columns
+from replicator.apply.target import (
+    check_apart,
+    describe_target,
+    find_triggers,
+    fit_reading,
+    plan_target,
+    record_columns,
+)
 from replicator.batch import Figures, Totals
-from replicator.catalog import is_referenced, list_row_changers, read_relation
+from replicator.catalog import is_referenced, read_relation
 from replicator.errors import DataRefused, PassingError, SafetyStop
 from replicator.selection import format_table_name
 from replicator.strategy import FULL
@@ -87,7 +94,7 @@ class TableLoad(ABC):
             if existing is None:
                 raise DataRefused(f"the target of {self.job.table} went away", table=self.job.table)
             self.relation = existing
-            self.triggers = () if evolution.creates else list_row_changers(self.session.connection, existing)
+            self.triggers = [] if evolution.creates else find_triggers(self.session.connection, self.job, existing)
             self.target, self.shape = describe_target(
                 self.session.connection, self.job, existing, types, evolution, self.session.digest
             )

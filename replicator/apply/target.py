@@ -20,6 +20,7 @@ from replicator.catalog import (
     find_missing_schemas,
     find_relations,
     format_types,
+    list_row_changers,
     read_foreign_keys,
     read_relation,
 )
@@ -216,6 +217,22 @@ def describe_target(
         types[o.name].binary and o.name not in casts and current[o.name] == types[o.name].spelling for o in outputs
     )
     return target, Shape(is_binary, {o.name: current[o.name] for o in outputs}, casts, digest)
+
+
+def find_triggers(connection: Connection, job: Job, existing: Relation) -> list[str]:
+    """Return the target's triggers that can change or drop a row on its way in. Raises ConfigError for such a rule."""
+    triggers, rules = list_row_changers(connection, existing)
+    if rules:
+        target = format_table_name(*job.target)
+        drops = [f"drop rule {sql.Identifier(name).as_string()} on {target}" for name in rules]
+        raise ConfigError(
+            f"the target {target} has rules",
+            why="a rule puts something else in the place of what is written, or keeps ON CONFLICT from the table",
+            mend="; ".join(drops),
+            id="target_rules",
+            table=job.table,
+        )
+    return triggers
 
 
 def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -16,10 +16,12 @@ from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, find_sequences, list_left
 from replicator.apply.target import (
     check_apart,
+    find_triggers,
     fit_reading,
     plan_job_enums,
     plan_target,
     spell_columns,
+    take_replica_role,
     write_enum_ddl,
 )
 from replicator.apply.types import EnumChange, Resolved
@@ -138,6 +140,8 @@ class _Planner:
         control = Control(target, settings.target.control_schema, settings.pipeline)
         with translated("target"):
             forbid_writing(target)
+            # As in a session that loads: which triggers and rules fire depends on it.
+            take_replica_role(target)
             is_made = control.exists()
             control.list_pending()
             self.records: Mapping[str, TableRecord] = control.read_records() if is_made else {}
@@ -195,6 +199,8 @@ class _Planner:
         check_apart(self.target, job, self.facts.system_identifier)
         enums = plan_job_enums(self.target, job)
         evolution, plan.existing, plan.types = plan_target(self.target, job, enums)
+        if plan.existing is not None:
+            find_triggers(self.target, job, plan.existing)
         assert plan.reading is not None
         plan.reading = fit_reading(plan.reading, job, evolution)
         plan.ddl = self._write_ddl(enums, evolution)

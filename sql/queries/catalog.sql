@@ -178,13 +178,19 @@ from unnest(:'oids'::oid[], :'typmods'::int[]) with ordinality as t (oid, typmod
 order by t.position;
 
 -- name: row_changers
--- oids: a table and its partitions. The triggers that can change or drop a row on its way in, and fire in this session.
-select distinct t.tgname as name
-from pg_catalog.pg_trigger t
-where t.tgrelid = any (:'oids'::oid[]) and not t.tgisinternal
-  and t.tgtype & 3 = 3 -- for each row, before
-  and t.tgenabled in ('A', case when current_setting('session_replication_role') = 'replica' then 'R' else 'O' end)
-order by t.tgname;
+-- oid: a table; oids: with its partitions. What can change or drop a row on its way in, and fires in this session:
+-- triggers for each row, before; rules of the table itself that put something else in the place of a write, and those of
+-- updates, which keep ON CONFLICT from it even while they do not fire.
+with fires as (select case when current_setting('session_replication_role') = 'replica' then 'R' else 'O' end as enabled)
+select distinct t.tgname as name, false as is_rule
+from pg_catalog.pg_trigger t, fires f
+where t.tgrelid = any (:'oids'::oid[]) and not t.tgisinternal and t.tgtype & 3 = 3 and t.tgenabled in ('A', f.enabled)
+union all
+select r.rulename, true
+from pg_catalog.pg_rewrite r, fires f
+where r.ev_class = :'oid'::oid
+  and (r.ev_type = '2' or (r.ev_type in ('3', '4') and r.is_instead and r.ev_enabled in ('A', f.enabled)))
+order by 1;
 
 -- name: foreign_keys
 -- oids: tables. Pairs (child, parent) of foreign keys among them.

@@ -320,6 +320,29 @@ def add_trigger(pair: Pair, function: str, events: str = "insert or update or de
 
 @pytest.mark.hazard("T7")
 @pytest.mark.parametrize("replica", [True, False], ids=["replica", "no replica"])
+@pytest.mark.parametrize("event", ["insert", "update", "delete"])
+def test_rules_of_the_target_lose_no_row(make_pair: MakePair, replica: bool, event: str) -> None:
+    """What a rule would swallow lands, or the table stops and says how it goes on."""
+    pair = make_pair(replica=replica)
+    fill_people(pair)
+    pair.write_config(tables=["public.people"])
+    sync(pair)
+    pair.as_writer.execute(f"create rule swallow as on {event} to people do instead nothing")
+    pair.source.execute(
+        "update people set score = 0 where id = 1; delete from people where id = 2; insert into people values (11, '')"
+    )
+    planned = pair.run("plan", check=None)
+    finished = pair.run("sync", check=None)
+    assert planned.exit_code == finished.exit_code
+    if finished.exit_code:
+        pair.as_writer.execute(read_mend(refuse(pair, 3, "target_rules")))
+        sync(pair)
+    pair.assert_equal("public.people")
+    assert (finished.exit_code == 0) is (replica and event != "update")
+
+
+@pytest.mark.hazard("T7")
+@pytest.mark.parametrize("replica", [True, False], ids=["replica", "no replica"])
 @pytest.mark.parametrize("fires", ["", "always"], ids=["plain", "always"])
 def test_triggers_of_the_target_that_catch_their_own_errors_are_harmless(
     make_pair: MakePair, replica: bool, fires: str
