@@ -24,7 +24,7 @@ from replicator.stream.definition import define
 from replicator.stream.loop import LoadingThread, Search, Stream, Until, Watch, narrow
 from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
-from replicator.stream.table import VERSION, spell_key
+from replicator.stream.table import VERSION, Newcomers, spell_key
 from replicator.sync.preparation import prepare_jobs
 
 
@@ -59,8 +59,13 @@ class StreamFollower:
         loader = self._open_loader(lookup)
         by_oid = self._index_members()
 
+        newcomers = Newcomers(self.tables)
+
         def resolve(message: RelationMessage) -> Intake | None:
             table = by_oid.get(message.oid)
+            root = newcomers.find_root(message, is_known=table is not None)
+            if root is not None and not collector.passes_over(root):
+                collector.discard(root)
             if table is None:
                 return None
             intake = self.tables[table].make_intake(message)

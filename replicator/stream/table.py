@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from replicator.apply.job import Job
@@ -61,6 +61,31 @@ class StreamedTable:
             return True
         named = {column.name for column in message.columns if column.is_key}
         return bool(key) and message.identity != "n" and key <= named
+
+
+class Newcomers:
+    """Notices changes of partitions that the catalog did not show when the tables were made ready.
+
+    They come under the name of their root, and once such a partition is detached again no catalog tells of it. pgoutput
+    describes the root ahead of each of its partitions, with nothing but types in between (pgoutput.c,
+    maybe_send_schema).
+    """
+
+    def __init__(self, tables: Mapping[str, StreamedTable]) -> None:
+        relations = ((name, table.job.mapping.relation) for name, table in tables.items())
+        self._roots = {relation.oid: name for name, relation in relations if relation.kind == PARTITIONED}
+        self._root: RelationMessage | None = None
+
+    def find_root(self, message: RelationMessage, *, is_known: bool) -> str | None:
+        """Return the table that a relation is a new partition of, if it is one. Is told of every relation in order."""
+        before, self._root = self._root, message if message.oid in self._roots else None
+        if is_known or before is None or _list_columns(before) != _list_columns(message):
+            return None
+        return self._roots[before.oid]
+
+
+def _list_columns(message: RelationMessage) -> set[tuple[str, int]]:
+    return {(column.name, column.type_oid) for column in message.columns}
 
 
 def make_streamed(

@@ -59,8 +59,8 @@ select t.schemaname as schema, t.tablename as name, t.attnames::text[] as column
 from pg_catalog.pg_publication_tables t where t.pubname = :'publication';
 
 -- name: memberships
--- oids: roots. What ties each to the publication: other rows of the catalog, or other versions of them, whenever what is
--- published of it changed, even if it was changed back.
+-- oids: roots. What ties each to the publication, and its partitions to it: other rows of the catalog, or other versions
+-- of them, whenever what is published of it changed, even if it was changed back.
 with recursive member (root, oid) as (
     select o, o from unnest(:'oids'::oid[]) as o
     union
@@ -74,7 +74,10 @@ select o::bigint as root, p.oid::text || ' ' || p.xmin::text || ' '
        || array(select s.oid::text || ' ' || s.xmin::text from pg_catalog.pg_publication_namespace s
                 where s.pnpubid = p.oid and s.pnnspid in (select c.relnamespace from pg_catalog.pg_class c
                                                           join member m on m.oid = c.oid where m.root = o)
-                order by s.oid)::text as membership
+                order by s.oid)::text
+       || array(select i.inhrelid::text || ' ' || i.xmin::text from pg_catalog.pg_inherits i
+                join member m on m.oid = i.inhparent where m.root = o
+                order by i.inhparent, i.inhrelid)::text as membership
 from unnest(:'oids'::oid[]) as o, pg_catalog.pg_publication p where p.pubname = :'publication';
 
 -- name: leaves
