@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from replicator.db import Connection
+from replicator.db import Connection, reading_catalog
 from replicator.relation import Column, Index, Member, Relation, Type
 from replicator.statement import statement
 
@@ -47,7 +47,7 @@ class Dependent:
 
 
 def _read(connection: Connection, name: str, /, **parameters: Any) -> list[Row]:
-    with connection.cursor() as cursor:
+    with reading_catalog(), connection.cursor() as cursor:
         return cursor.execute(statement(f"catalog.{name}"), parameters).fetchall()
 
 

@@ -366,3 +366,22 @@ def translated(side: str, table: str | None = None) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         raise translate(error, side=side, table=table) from error
+
+
+@contextmanager
+def reading_catalog() -> Iterator[None]:
+    """Turn the internal error of a catalog query into a passing one.
+
+    Functions like pg_get_indexdef look at the catalog of this very moment, the query at that of its snapshot: of what
+    was dropped in between they say "cache lookup failed" (XX000).
+    """
+    try:
+        yield
+    except psycopg.errors.InternalError_ as error:
+        raise PassingError(
+            "the catalog changed while it was read",
+            why=f"SQLSTATE {error.sqlstate} ({type(error).__name__}): something was dropped in that moment",
+            mend="it is read again by itself; if it lasts, the server's log has the whole message",
+            id="catalog_changed",
+            sqlstate=error.sqlstate,
+        ) from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from replicator.db import Connection
+from replicator.db import Connection, reading_catalog
 from replicator.errors import OperatorError, PreflightError
 from replicator.relation import TABLE, Relation
 from replicator.rules import Mapping
@@ -46,10 +47,15 @@ class Identity:
     is_logged: bool
 
 
+def _read(connection: Connection, name: str, /, **parameters: Any) -> list[dict[str, Any]]:
+    with reading_catalog():
+        return connection.execute(statement(f"replication.{name}"), parameters).fetchall()
+
+
 def read_identities(connection: Connection, oids: Sequence[int]) -> dict[int, list[Identity]]:
     """Return the identities of every heap below each root."""
     found: dict[int, list[Identity]] = {oid: [] for oid in oids}
-    for row in connection.execute(statement("replication.identities"), {"oids": list(oids)}).fetchall():
+    for row in _read(connection, "identities", oids=list(oids)):
         columns = None if row["columns"] is None else tuple(row["columns"])
         found[row["root"]].append(
             Identity(row["oid"], row["schema"], row["name"], row["identity"], columns, row["is_logged"])
@@ -170,7 +176,7 @@ def plan_publication(
 
     Raises PreflightError where the one that is there leaves out operations or rows.
     """
-    row = connection.execute(statement("replication.publication"), {"publication": name}).fetchone()
+    row = next(iter(_read(connection, "publication", publication=name)), None)
     if row is None:
         return _create(name, tables, version)
     if not row["publishes_all"]:
@@ -180,7 +186,7 @@ def plan_publication(
             mend=_sql("alter publication {} set (publish = 'insert, update, delete, truncate')", name).as_string(),
             id="publication_partial",
         )
-    rows = connection.execute(statement("replication.published_tables"), {"publication": name}).fetchall()
+    rows = _read(connection, "published_tables", publication=name)
     there = {(r["schema"], r["name"]): r for r in rows}
     changes: list[sql.Composed] = []
     for table in tables:
@@ -202,9 +208,7 @@ def plan_publication(
 
 def may_publish(connection: Connection, name: str, oids: Sequence[int]) -> bool:
     """Say whether the role may make the publication, or change the one that is there, for these tables."""
-    parameters = {"publication": name, "oids": list(oids)}
-    row = connection.execute(statement("replication.publish_rights"), parameters).fetchone()
-    return bool(row and row["may_publish"])
+    return any(row["may_publish"] for row in _read(connection, "publish_rights", publication=name, oids=list(oids)))
 
 
 def describe_lack(name: str, statements: Sequence[sql.Composed], sqlstate: str | None = None) -> PreflightError:
@@ -220,21 +224,20 @@ def describe_lack(name: str, statements: Sequence[sql.Composed], sqlstate: str |
 
 def read_published(connection: Connection, name: str) -> dict[tuple[str, str], tuple[str, ...]]:
     """Return the columns that are published, by (schema, name) of the table."""
-    rows = connection.execute(statement("replication.published_tables"), {"publication": name}).fetchall()
+    rows = _read(connection, "published_tables", publication=name)
     return {(row["schema"], row["name"]): tuple(row["columns"] or ()) for row in rows}
 
 
 def read_memberships(connection: Connection, name: str, oids: Sequence[int]) -> dict[int, str]:
     """Return by root what ties it to the publication: another text once less was published of it for a while."""
-    parameters = {"publication": name, "oids": list(oids)}
-    rows = connection.execute(statement("replication.memberships"), parameters).fetchall()
+    rows = _read(connection, "memberships", publication=name, oids=list(oids))
     return {row["root"]: row["membership"] for row in rows}
 
 
 def _is_covered(connection: Connection, table: Published, there: set[tuple[str, str]]) -> bool:
     """Say whether a partitioned table is published by its leaves."""
     root = sql.Identifier(table.schema, table.name).as_string()
-    rows = connection.execute(statement("replication.leaves"), {"root": root}).fetchall()
+    rows = _read(connection, "leaves", root=root)
     return bool(rows) and all((row["schema"], row["name"]) in there for row in rows)
 
 
@@ -269,7 +272,7 @@ def _run(connection: Connection, name: str, statements: Sequence[sql.Composed]) 
 
 def drop_publication(connection: Connection, name: str) -> bool:
     """Drop the publication if this tool made it and the role may; say whether it is gone."""
-    row = connection.execute(statement("replication.publication"), {"publication": name}).fetchone()
+    row = next(iter(_read(connection, "publication", publication=name)), None)
     if row is None:
         return True
     if row["comment"] != _OURS:

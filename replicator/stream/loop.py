@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -26,8 +25,8 @@ from replicator.capture.envelope import Keepalive
 from replicator.capture.source_state import Pair, SlotFacts, read_pair, read_slot, send_heartbeat
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes
-from replicator.db import Connection
-from replicator.errors import ReplicatorError, unexpected
+from replicator.db import Connection, translated
+from replicator.errors import PassingError, ReplicatorError, unexpected
 from replicator.position import Lsn
 
 _TICK_S = 1.0
@@ -36,6 +35,8 @@ _ASK_S = 0.05
 _WATCH_S = 1.0
 _DEFINITIONS_S = 10.0
 _NARROWING = 8
+_MOST_FAILURES = 5
+"""Looks at a catalog that is changing, one after the other, before a new session makes them."""
 
 
 class LoadingThread(threading.Thread):
@@ -91,7 +92,8 @@ class LoadingThread(threading.Thread):
 class Watch(threading.Thread):
     """Looks at the source beside the stream: pairs, heartbeat, the slot's health, definitions that changed.
 
-    find_changed: returns the tables whose definition is not the one they were copied with.
+    find_changed: returns the tables whose definition is not the one they were copied with. error: what ended it: a
+    stream that nobody watches would miss what no message tells.
     """
 
     def __init__(
@@ -107,31 +109,54 @@ class Watch(threading.Thread):
         self._find_changed, self._log = find_changed, log
         self._ended = threading.Event()
         self._pairs: deque[Pair] = deque(maxlen=600)
+        self._failures = 0
         self.slot: SlotFacts | None = None
         self.changed: set[str] = set()
+        self.error: ReplicatorError | None = None
 
     def run(self) -> None:
-        """Watch until `finish`. A lost connection ends it quietly: the stream notices it by itself."""
-        beat = time.monotonic()
-        looked = time.monotonic()
+        """Watch until `finish`, or until an error."""
+        try:
+            with translated("source"):
+                self._watch()
+        except ReplicatorError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001  # a thread has nobody above it; the reading thread raises it
+            self.error = unexpected(error)
+
+    def _watch(self) -> None:
+        beat = looked = time.monotonic()
         can_beat = self._heartbeat_s > 0
-        with suppress(psycopg.Error, ReplicatorError):
-            while True:
-                self._pairs.append(read_pair(self._connection))
-                self.slot = read_slot(self._connection, self._slot_name)
-                now = time.monotonic()
-                if can_beat and now - beat >= self._heartbeat_s:
-                    beat, can_beat = now, self._beat()
-                if now - looked >= _DEFINITIONS_S:
-                    looked = now
-                    self.changed |= self._find_changed(self._connection)
-                if self._ended.wait(_WATCH_S):
-                    return
+        while True:
+            self._pairs.append(read_pair(self._connection))
+            self.slot = read_slot(self._connection, self._slot_name)
+            now = time.monotonic()
+            if can_beat and now - beat >= self._heartbeat_s:
+                beat, can_beat = now, self._beat()
+            if now - looked >= _DEFINITIONS_S and self._look():
+                looked = now
+            if self._ended.wait(_WATCH_S):
+                return
+
+    def _look(self) -> bool:
+        """Look at the definitions; False when the catalog was changing in that moment. Raises what does not pass."""
+        try:
+            with translated("source"):
+                self.changed |= self._find_changed(self._connection)
+        except PassingError:
+            self._failures += 1
+            if self._connection.closed or self._failures >= _MOST_FAILURES:
+                raise
+            return False
+        self._failures = 0
+        return True
 
     def _beat(self) -> bool:
         try:
             send_heartbeat(self._connection)
         except psycopg.Error as error:
+            if self._connection.closed:
+                raise
             self._log.info("heartbeat_unavailable", sqlstate=error.sqlstate)
             return False
         return True
@@ -201,11 +226,12 @@ class Stream:
     def run(self) -> None:
         """Follow the stream until it is stopped, has reached its end or a search's, or a table is to be read again.
 
-        Raises what ended the loading thread, or the connection.
+        Raises what ended the loading thread, the watch, or the connection.
         """
         while not (self.stop.is_set() or self._is_done()):
-            if self.loading.error is not None:
-                raise self.loading.error
+            error = self.loading.error or self.watch.error
+            if error is not None:
+                raise error
             for table in self.watch.changed - self.collector.stale:
                 self.collector.discard(table)
             if self._holds_enough() and not self.loading.is_free:

@@ -12,7 +12,7 @@ from replicator.catalog import find_relations, read_relations
 from replicator.config.settings import Settings, read_mask_key, source_dsn
 from replicator.db import Connection
 from replicator.digest import Digest
-from replicator.errors import ConfigError, PreflightError, ReplicatorError
+from replicator.errors import ConfigError, PassingError, ReplicatorError
 from replicator.reading import Observation, Reading, SnapshotFacts, State, decide_reading, is_audit_due
 from replicator.relation import Relation
 from replicator.rules import describe_rules
@@ -81,7 +81,7 @@ def prepare_jobs(
     """Return the jobs of tables as the source defines them now, without batches.
 
     source: outside any transaction. lenient: leave out those that are gone or do not fit their rules any more; else
-    raises PreflightError and what `prepare_job` does.
+    raises PassingError and what `prepare_job` does.
     """
     found = find_relations(source, [(table.schema, table.name) for table in chosen])
     relations = read_relations(source, found.values())
@@ -91,9 +91,7 @@ def prepare_jobs(
         relation = relations.get(found.get((table.schema, table.name), 0))
         try:
             if relation is None:
-                raise PreflightError(
-                    f"{table.table} went away", why="it was there a moment ago", id="table_missing", table=table.table
-                )
+                raise went_away(table.table)
             record = records.get(table.table) or unknown_record(table.table)
             jobs[table.table] = prepare_job(
                 source, relation, table, record, 0, on_standby=on_standby, mask_key=mask_key
@@ -102,6 +100,17 @@ def prepare_jobs(
             if not lenient:
                 raise
     return jobs
+
+
+def went_away(table: str) -> PassingError:
+    """Return the passing error of a table that was there at the look before; the next one tells whether it is gone."""
+    return PassingError(
+        f"{table} went away",
+        why="it was there a moment ago",
+        mend="it is looked for again by itself",
+        id="table_went_away",
+        table=table,
+    )
 
 
 def unknown_record(table: str) -> TableRecord:

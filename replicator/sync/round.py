@@ -36,7 +36,7 @@ from replicator.errors import PassingError, ReplicatorError, StreamedError, unex
 from replicator.reading import Observation, Reading
 from replicator.strategy import FULL, WATERMARK, XMIN
 from replicator.sync.inventory import Chosen
-from replicator.sync.preparation import choose_digest, decide_job, find_home, prepare_job
+from replicator.sync.preparation import choose_digest, decide_job, find_home, prepare_job, went_away
 from replicator.sync.rights import find_read_gaps
 from replicator.sync.run import Run
 
@@ -128,7 +128,7 @@ class Round:
         for name, chosen in by_name.items():
             try:
                 if name not in found:
-                    raise PassingError(f"{chosen.table} went away", why="it was there a moment ago", table=chosen.table)
+                    raise went_away(chosen.table)
                 job = prepare_job(
                     run.watcher,
                     relations[found[name]],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
+from psycopg import sql
 
 from tests.conftest import MakePair
 from tests.nightly import assert_tables_equal
@@ -498,6 +500,47 @@ def test_a_changed_definition_is_followed_by_a_later_run(streamed: Pair, change:
     follow(streamed, "public.t", "public.u0")
     assert count_copies(streamed, "public.u0") == 1
     assert count_copies(streamed, "public.t") <= 2, "it was read again more often than once"
+
+
+def test_a_table_that_is_replaced_again_and_again_does_not_end_the_listener(streamed: Pair) -> None:
+    """S7: between two looks at the catalog a name may pass to another table."""
+    streamed.constants["replicator.stream.loop._DEFINITIONS_S"] = 0.05
+    streamed.source.execute(
+        sql.SQL(
+            "create table t (id int primary key, note text); insert into t values (1, 'first');"
+            "create table u (id int primary key); create publication replicator_default for all tables;"
+            "alter default privileges grant select on tables to {}"
+        ).format(sql.Identifier(streamed.reader))
+    )
+    streamed.grant()
+    streamed.write_config(tables=["public.t", "public.u"])
+    with listening(streamed) as running:
+        for n in range(150):
+            streamed.source.execute(
+                f"begin; drop table t; create table t (id int primary key, note text); insert into t values ({n}, 'new');"
+                f"commit; insert into u values ({n})"
+            )
+            threading.Event().wait(0.03)
+            assert running.running, running.wait()
+        wait_until_equal(streamed, "public.t", "public.u", timeout_s=60)
+
+
+def test_a_listener_whose_look_at_the_catalog_is_cut_off_looks_again(streamed: Pair) -> None:
+    """S7, F4: the stream itself goes on, and nothing in it tells of the change."""
+    streamed.constants["replicator.stream.loop._DEFINITIONS_S"] = 1.0
+    begin(streamed, "create table t (id int primary key); insert into t values (1)", "public.t")
+    with listening(streamed):
+        streamed.source.execute("insert into t values (2)")
+        wait_until_equal(streamed, "public.t")
+        ended = streamed.source.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = %s and backend_type = 'client backend'",
+            [streamed.reader],
+        )
+        assert ended.rowcount
+        streamed.source.execute("alter table t add column extra int default 5")
+        wait_until_equal(streamed, "public.t", timeout_s=40)
+        streamed.source.execute("insert into t values (3)")
+        wait_until_equal(streamed, "public.t", timeout_s=40)
 
 
 def split(text: str) -> list[str]:
