@@ -21,6 +21,8 @@ from replicator.statement import statement
 from replicator.telemetry.trace import scrub_traceback
 
 Row = dict[str, Any]
+STREAM_LOCK = "stream"
+"""Of the session that loads the stream: it writes on for a while when only the one with the listener's lock has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class StreamControl:
 
     def is_listening(self) -> bool:
         """Say whether a listener of this pipeline is at work, or its end has not been noticed yet."""
-        return self.is_held("listener")
+        return self.is_held("listener") or self.is_held(STREAM_LOCK)
 
     def is_held(self, lock: str) -> bool:
         """Say whether some session holds a lock of this pipeline: `listener`, or `run`."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import psycopg
 
 from replicator.apply.control import Control
-from replicator.apply.stream_control import StreamControl
+from replicator.apply.stream_control import STREAM_LOCK, StreamControl
 from replicator.apply.stream_load import Landed, StreamLoader
 from replicator.apply.target import take_replica_role
 from replicator.capture.collector import Collector
@@ -180,16 +180,19 @@ class StreamFollower:
     def _open_loader(self, lookup: Lookup) -> StreamLoader:
         connection = self.session.connect_target()
         self.session.stack.enter_context(closing(connection))
+        control = Control(connection, self.streams.schema, self.streams.pipeline)
+        wait_s = self.settings.lock_wait.total_seconds()
         with translated("target"):
+            control.take_lock(STREAM_LOCK, wait_s)
             replica = take_replica_role(connection)
-            wait_ms = max(1, int(self.settings.lock_wait.total_seconds() * 1000))
+            wait_ms = max(1, int(wait_s * 1000))
             connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{wait_ms}ms"])
             # A batch is staged in temporary tables: with PostgreSQL's 8 MB most of it would go through files.
             connection.execute("SET temp_buffers = '64MB'")
         loader = StreamLoader(
             connection,
             StreamControl(connection, self.streams.schema, self.streams.pipeline, self.streams.epoch),
-            Control(connection, self.streams.schema, self.streams.pipeline),
+            control,
             lookup,
             self.session.result.execution_id,
             replica=replica,

@@ -567,6 +567,34 @@ def test_rows_that_are_read_again_are_never_older_than_their_change(own_source: 
         wait_until_equal(pair, *NAMES)
 
 
+LOCK_HOLDER = (
+    "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and database ="
+    " (select oid from pg_database where datname = current_database()) and (classid::bigint << 32 | objid::bigint)"
+    " = hashtextextended('replicator/replicator/default/listener', 7264811)"
+)
+
+
+def test_a_listener_that_lost_its_lock_alone_is_left_its_tables_all_the_same(streamed: Pair) -> None:
+    """F4, F6: somebody ends the session that is idle; the stream goes on for a while, and no sync gets in between."""
+    streamed.source.execute(
+        "create table t (id int primary key, n int); insert into t select n, 0 from generate_series(1, 50) n;"
+        "create table keyless (a int); alter table keyless replica identity full"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t", "public.keyless"])
+    catch_up(streamed)
+    with listening(streamed) as running:
+        streamed.source.execute("insert into keyless values (1)")
+        wait_until_equal(streamed, "public.keyless")
+        assert streamed.target.execute(LOCK_HOLDER).fetchall() == [(True,)]
+        rows = streamed.json("sync", check=None)["tables"]
+        streamed.source.execute("insert into keyless values (2), (2); update t set n = 1")
+        assert [row["status"] for row in rows if row["path"] == "sync"] == ["skipped", "skipped"]
+        wait_for_stream(running, times=2)
+        streamed.source.execute("insert into keyless values (2); update t set n = n + 1")
+        wait_until_equal(streamed, "public.t", "public.keyless")
+
+
 class Statement(threading.Thread):
     """One statement in a session of its own."""
 
