@@ -22,7 +22,7 @@ from replicator.telemetry.trace import scrub_traceback
 
 Row = dict[str, Any]
 STREAM_LOCK = "stream"
-"""Of the session that loads the stream: it writes on for a while when only the one with the listener's lock has ended."""
+"""Of the session that loads the stream: it writes on for a while if only the one with the listener's lock has ended."""
 
 
 @dataclass(frozen=True, slots=True)
