@@ -46,7 +46,7 @@ class Type:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One row of pg_attribute. `missing` is what rows show that no row version holds."""
+    """One row of pg_attribute. missing: what rows show that no row version tells of; version: of the catalog's row."""
 
     number: int
     name: str
@@ -56,6 +56,7 @@ class Column:
     generated: str
     identity: str
     missing: str | None
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

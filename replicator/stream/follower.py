@@ -20,7 +20,7 @@ from replicator.changes import Changes, KeyText
 from replicator.db import Connection, closing, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError
 from replicator.position import Lsn
-from replicator.stream.definition import define
+from replicator.stream.definition import define, is_redefined
 from replicator.stream.loop import LoadingThread, Search, Stream, Until, Watch, narrow
 from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
@@ -243,7 +243,7 @@ class StreamFollower:
             for table in chosen
             if table.table not in jobs
             or table.table in asked_for
-            or define(jobs[table.table], memberships) != self.started.definitions[table.table]
+            or is_redefined(self.started.definitions[table.table], define(jobs[table.table], memberships))
         }
 
     def _look_for_changes(self) -> set[str]:

@@ -33,7 +33,7 @@ from replicator.errors import ConfigError, OperatorError, PassingError, Replicat
 from replicator.position import Origin
 from replicator.reading import SnapshotFacts
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
-from replicator.stream.definition import define
+from replicator.stream.definition import define, is_redefined
 from replicator.stream.session import ListenSession
 from replicator.stream.slot_copy import SlotRound, copy_in_slot
 from replicator.stream.table import StreamedTable, make_streamed
@@ -340,7 +340,8 @@ class StreamStart:
             job = jobs[table.table]
             there = known.get(table.table)
             streamed = None
-            if there is not None and not there.is_stale and there.definition == define(job, self.memberships):
+            now = define(job, self.memberships)
+            if there is not None and not there.is_stale and not is_redefined(there.definition, now):
                 with translated("target", table.table):
                     streamed = make_streamed(
                         self.streams.connection,

@@ -37,15 +37,16 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.oid = any (:'oids'::oid[]);
 
 -- name: describe_columns
--- oids: relations. missing: what rows show that no row version holds, for the fingerprint: the default of an ADD COLUMN
--- for those written before it, or the expression of a virtual column.
+-- oids: relations. missing: what rows show that no row version tells of, for the fingerprint: the default of an ADD COLUMN
+-- for those written before it, or the expression of a generated column. version: another one after each ALTER of it.
 select a.attrelid::bigint as relation, a.attnum as number, a.attname as name, a.atttypid::bigint as type_oid,
        a.atttypmod as typmod, a.attnotnull as not_null, a.attgenerated::text as generated,
        a.attidentity::text as identity,
-       case when a.attgenerated = 'v' then pg_catalog.pg_get_expr(d.adbin, d.adrelid)
-            when a.atthasmissing then a.attmissingval::text end as missing
+       case when a.attgenerated <> '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid)
+            when a.atthasmissing then a.attmissingval::text end as missing,
+       a.xmin::text as version
 from pg_catalog.pg_attribute a
-left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum and a.attgenerated = 'v'
+left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum and a.attgenerated <> ''
 where a.attrelid = any (:'oids'::oid[]) and a.attnum > 0 and not a.attisdropped
 order by a.attrelid, a.attnum;
 
