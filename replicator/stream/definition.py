@@ -16,9 +16,10 @@ def define(job: Job, memberships: Mapping[int, str]) -> str:
     memberships: by root, what ties it to the publication.
 
     Three words: a hash of what counts by itself, and the versions of a plain table's file and of its columns. TRUNCATE
-    gives it another file, and the stream brings that; VACUUM FULL does, and changes no row; ALTER ... SET DEFAULT touches
-    a column alone. An ALTER that writes other values into the same columns, which no message tells of, changes both. Of
-    a partitioned table every member's file counts: what TRUNCATE does to a partition is not published through the root.
+    gives it another file, and the stream brings that; VACUUM FULL does, and changes no row; ALTER ... SET DEFAULT
+    touches a column alone. An ALTER that writes other values into the same columns, which no message tells of, changes
+    both. Of a partitioned table every member's file counts: what TRUNCATE does to a partition is not published through
+    the root.
     """
     relation = job.mapping.relation
     is_plain = relation.kind == TABLE and not relation.has_children
