@@ -58,7 +58,6 @@ class StreamFollower:
         self.session.stack.callback(lookup.close)
         loader = self._open_loader(lookup)
         by_oid = self._index_members()
-
         newcomers = Newcomers(self.tables)
 
         def resolve(message: RelationMessage) -> Intake | None:
