@@ -223,12 +223,11 @@ def find_triggers(connection: Connection, job: Job, existing: Relation) -> list[
     """Return the target's triggers that can change or drop a row on its way in. Raises ConfigError for such a rule."""
     triggers, rules = list_row_changers(connection, existing)
     if rules:
-        target = format_table_name(*job.target)
-        drops = [f"drop rule {sql.Identifier(name).as_string()} on {target}" for name in rules]
+        drop, target = sql.SQL("drop rule {} on {}"), sql.Identifier(*job.target)
         raise ConfigError(
-            f"the target {target} has rules",
+            f"the target {format_table_name(*job.target)} has rules",
             why="a rule puts something else in the place of what is written, or keeps ON CONFLICT from the table",
-            mend="; ".join(drops),
+            mend="; ".join(drop.format(sql.Identifier(name), target).as_string() for name in rules),
             id="target_rules",
             table=job.table,
         )
