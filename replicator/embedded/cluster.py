@@ -132,12 +132,12 @@ class Cluster:
         self._run(single, fresh, stdin=f"create database {NAME}\n")
 
     def _run(self, args: Sequence[str | Path], fresh: Path, *, stdin: str = "") -> None:
-        """Run one step of the init in `fresh`; raise OperatorError with its last word when it fails."""
+        """Run one step of the init in `fresh`; raise OperatorError with the reason when it fails."""
         done = run_program(args, self.user, cwd=fresh, timeout_s=INIT_TIMEOUT_S, stdin=stdin)
         if done.returncode != 0:
             raise OperatorError(
                 f"The embedded PostgreSQL could not be made in {self.data_dir}",
-                why=last_line(done.stderr) or f"{args[0]} ended with {done.returncode}",
+                why=find_reason(done.stderr) or f"{args[0]} ended with {done.returncode}",
                 mend=f"see that uid {self.user.uid} may write there and that the disk has room (about 60 MB)",
                 id="embedded_init",
             )
@@ -228,6 +228,8 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def last_line(text: str) -> str:
+def find_reason(text: str) -> str:
+    """Return the server's last FATAL message in a program's output, or else its last line."""
     lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
+    fatal = [line.partition("FATAL:  ")[2] for line in lines if "FATAL:  " in line]
+    return (fatal or lines or [""])[-1]

@@ -22,7 +22,7 @@ from replicator.embedded.cluster import (
     NAME,
     Cluster,
     ServerOptions,
-    last_line,
+    find_reason,
     make_data_dir,
     make_socket_dir,
     write_private,
@@ -215,10 +215,9 @@ class EmbeddedServer:
         said = self.log.read_bytes()[mark_bytes:].decode(errors="replace")
         if "shared memory block" in said or '"postmaster.pid" already exists' in said or self._ping() is Ping.REJECT:
             return False
-        fatal = [line.partition("FATAL:  ")[2] for line in said.splitlines() if "FATAL:  " in line]
         raise OperatorError(
             f"The embedded PostgreSQL in {self.data_dir} did not start",
-            why=(fatal[-1] if fatal else last_line(done.stderr)) or f"pg_ctl ended with {done.returncode}",
+            why=find_reason(f"{said}\n{done.stderr}") or f"pg_ctl ended with {done.returncode}",
             mend=f"the whole story is in {self.log}",
             id="embedded_start",
         )

@@ -21,8 +21,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 import replicator
 from replicator.embedded import EmbeddedServer, ServerOptions, TakenDown, bring_up, describe, lease, take_down
+from replicator.embedded.cluster import find_reason
 from replicator.errors import ExtraMissing, OperatorError, PreflightError
-from tests.servers import NOBODY, Workspace, find_free_port, open_to_all
+from tests.servers import NOBODY, Workspace, find_free_port, open_to_all, remove_tree
 from tests.wait import wait_until
 
 ROOT = os.geteuid() == 0
@@ -95,7 +96,7 @@ def new_dir(workspace: Workspace) -> Iterator[Path]:
     path = parent / "data"
     yield path
     EmbeddedServer(path).stop()
-    shutil.rmtree(parent)
+    remove_tree(parent)
 
 
 @pytest.fixture(scope="session")
@@ -338,6 +339,16 @@ def test_a_half_made_cluster_is_made_anew(new_dir: Path) -> None:
     with lease(new_dir) as dsn:
         assert ask(dsn, "select 1") == 1
     assert not half.exists()
+
+
+def test_the_reason_for_a_failed_start_is_the_servers_own_word_not_the_clearing_up_after_it() -> None:
+    said = (
+        "running bootstrap script ... 2026-01-01 UTC [7] FATAL:  could not create shared memory segment\n"
+        "initdb: removing data directory"
+    )
+    assert find_reason(said) == "could not create shared memory segment"
+    assert find_reason("pg_ctl: could not start server\n") == "pg_ctl: could not start server"
+    assert find_reason("\n") == ""
 
 
 def test_an_initdb_that_fails_leaves_no_cluster_and_says_why(new_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import get_args
@@ -16,10 +17,12 @@ from tests.servers import (
     ServerFailed,
     StopMode,
     Workspace,
+    find_segments,
     is_alive,
     open_binaries,
     open_to_all,
     open_workspace,
+    read_segment,
     server_account,
 )
 from tests.wait import wait_until
@@ -89,6 +92,29 @@ def test_removing_a_cluster_leaves_neither_process_nor_file(workspace: Workspace
     assert not cluster.running
     assert not cluster.home.exists()
     wait_until(lambda: not is_alive(pid), what="the backend ended")
+
+
+def test_a_cluster_that_was_killed_leaves_no_shared_memory_behind(workspace: Workspace) -> None:
+    with Cluster(18, workspace) as cluster:
+        segment = read_segment(cluster.data / "postmaster.pid")
+        assert find_segments()[segment] > 0
+        cluster.kill()
+        assert find_segments()[segment] == 0
+    assert segment not in find_segments()
+
+
+def test_a_cluster_left_by_a_dead_session_is_swept_with_its_shared_memory() -> None:
+    with open_workspace() as living:
+        dead = Workspace(living.path.with_name(f"rpt-dead{os.getpid()}"))
+        dead.path.mkdir()
+        (dead.path / "lock").touch()
+        dead.path.chmod(0o755)
+        cluster = Cluster(18, dead).start()
+        segment = read_segment(cluster.data / "postmaster.pid")
+        cluster.kill()
+        with open_workspace():
+            assert not dead.path.exists()
+            assert segment not in find_segments()
 
 
 def test_binaries_in_a_closed_directory_are_copied_to_an_open_one(
