@@ -533,7 +533,7 @@ class Cluster(Server):
 
     def remove(self) -> None:
         """Stop the server the quick way and delete its files."""
-        self.kill()
+        self.stop("immediate")
         remove_tree(self.home)
 
     def admin_dsn(self, dbname: str = "postgres") -> str:
