@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from replicator.fold import GONE, Fold, KeyedFold
 from replicator.position import Lsn
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -26,7 +28,8 @@ class Changes:
     """Folded changes of one or more transactions.
 
     segments: by table, in order. position: the end of the last transaction that is whole in here, None before any.
-    commit_lsn: where the last transaction in here commits, whole or not.
+    commit_lsn: where the last transaction in here commits, whole or not. commit_time_us: when the last whole one did,
+    in microseconds since 2000-01-01 UTC.
     is_open: the last transaction is not, its rest follows. stale: tables of which nothing more was taken: they are to
     be read again. fresh_at: all that the source committed before this moment is in here or before it. repair_xid: the
     same of all older transactions.
@@ -35,13 +38,18 @@ class Changes:
     segments: dict[str, list[Segment]] = field(default_factory=dict)
     position: Lsn | None = None
     commit_lsn: Lsn | None = None
-    committed_at: datetime | None = None
+    commit_time_us: int | None = None
     transactions: int = 0
     held_bytes: int = 0
     is_open: bool = False
     stale: frozenset[str] = frozenset()
     fresh_at: datetime | None = None
     repair_xid: int | None = None
+
+    @property
+    def committed_at(self) -> datetime | None:
+        """Return when the last whole transaction in here was committed."""
+        return None if self.commit_time_us is None else _EPOCH + timedelta(microseconds=self.commit_time_us)
 
     @property
     def is_empty(self) -> bool:

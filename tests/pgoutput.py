@@ -51,12 +51,12 @@ def encode(message: Message) -> bytes:
         case Type():
             return b"Y" + struct.pack(">I", message.oid) + encode_schema(message.schema) + encode_name(message.name)
         case Insert():
-            return b"I" + struct.pack(">I", message.relation) + b"N" + encode_cells(message.new, message.binary)
+            return b"I" + struct.pack(">I", message.relation) + b"N" + encode_cells(message.new, message.text)
         case Update():
             return encode_update(message)
         case Delete():
             head = b"D" + struct.pack(">I", message.relation) + message.old_kind.encode()
-            return head + encode_cells(message.old, message.binary)
+            return head + encode_cells(message.old, message.text)
         case Truncate(relations, cascade, restart):
             flags = cascade + 2 * restart
             return b"T" + struct.pack(f">IB{len(relations)}I", len(relations), flags, *relations)
@@ -77,11 +77,11 @@ def encode_update(update: Update) -> bytes:
     head = b"U" + struct.pack(">I", update.relation)
     if update.old_kind is not None:
         assert update.old is not None
-        head += update.old_kind.encode() + encode_cells(update.old, update.binary)
-    return head + b"N" + encode_cells(update.new, update.binary)
+        head += update.old_kind.encode() + encode_cells(update.old, update.text)
+    return head + b"N" + encode_cells(update.new, update.text)
 
 
-def encode_cells(cells: Cells, binary: int) -> bytes:
+def encode_cells(cells: Cells, text: int) -> bytes:
     parts = [struct.pack(">H", len(cells))]
     for column, cell in enumerate(cells):
         if cell is None:
@@ -89,7 +89,7 @@ def encode_cells(cells: Cells, binary: int) -> bytes:
         elif cell is UNCHANGED:
             parts.append(b"u")
         else:
-            parts.append((b"b" if binary >> column & 1 else b"t") + struct.pack(">I", len(cell)) + cell)
+            parts.append((b"t" if text >> column & 1 else b"b") + struct.pack(">I", len(cell)) + cell)
     return b"".join(parts)
 
 

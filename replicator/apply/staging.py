@@ -12,12 +12,14 @@ from psycopg.abc import Buffer
 from psycopg.copy import LibpqWriter
 
 from replicator.apply.merge import copy_into, drop_staging, staging_name
-from replicator.apply.stream_merge import empty_staging
+from replicator.apply.stream_merge import empty_staging, measure_staging
 from replicator.cell import Cell
 from replicator.db import Connection
 
 _MOST_KEPT = 96
 """Each commit looks at every temporary table of the session, so a pipeline of hundreds of tables keeps the latest."""
+_MANY_ROWS = 1000
+"""Unmeasured, the planner takes each text for 32 bytes, and so many wide rows for enough to read the whole target."""
 
 
 class _CountingWriter(LibpqWriter):
@@ -42,6 +44,7 @@ class Staging:
         self._names: dict[Hashable, str] = {}
         self._new: list[Hashable] = []
         self._used: set[Hashable] = set()
+        self._measured: set[str] = set()
 
     def take(self, purpose: Hashable, create: Callable[[str], sql.Composed]) -> str:
         """Return an empty staging table for the purpose, made by `create` if there is none yet.
@@ -56,6 +59,7 @@ class Staging:
             self._new.append(purpose)
         elif purpose in self._used:
             self._connection.execute(empty_staging(name))
+            self._measured.discard(name)
         self._used.add(purpose)
         return name
 
@@ -63,18 +67,19 @@ class Staging:
         """Return a name that no table of this session has had."""
         return f"replicator_change_{next(self._numbers)}"
 
-    def fill(self, name: str, columns: Iterable[str], pieces: Iterable[bytes]) -> int:
+    def fill(self, name: str, columns: Sequence[str], pieces: Iterable[bytes]) -> int:
         """Copy text into a staging table; return the rows."""
-        into = copy_into(staging_name(name), list(columns), binary=False)
+        into = copy_into(staging_name(name), columns, binary=False)
         with self._connection.cursor() as cursor:
             with cursor.copy(into) as copy:
                 for piece in pieces:
                     copy.write(piece)
+            self._measure(name, columns, cursor.rowcount)
             return cursor.rowcount
 
-    def fill_binary(self, name: str, columns: Iterable[str], rows: Iterable[Sequence[Cell]]) -> int:
+    def fill_binary(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> int:
         """Copy rows of cells in binary format into a staging table; return the bytes. No cell may be UNCHANGED."""
-        into = copy_into(staging_name(name), list(columns), binary=True)
+        into = copy_into(staging_name(name), columns, binary=True)
         with self._connection.cursor() as cursor:
             writer = _CountingWriter(cursor)
             with cursor.copy(into, writer=writer) as copy:
@@ -82,7 +87,14 @@ class Staging:
                 write_row = copy.write_row
                 for cells in rows:
                     write_row(cells)
+            self._measure(name, columns, cursor.rowcount)
             return writer.sent_bytes
+
+    def _measure(self, name: str, columns: Sequence[str], rows: int) -> None:
+        """Measure a table that many rows came into, once: from then on its pages tell how many there are."""
+        if rows >= _MANY_ROWS and name not in self._measured:
+            self._connection.execute(measure_staging(name, columns[0]))
+            self._measured.add(name)
 
     def mark(self) -> tuple[dict[Hashable, str], list[Hashable], set[Hashable]]:
         """Return what a savepoint begins with."""

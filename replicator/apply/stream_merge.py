@@ -209,6 +209,16 @@ def empty_staging(name: str) -> sql.Composed:
     return sql.SQL("TRUNCATE {}").format(staging_name(name))
 
 
+def measure_staging(name: str, column: str) -> sql.Composed:
+    """Return the statements that tell the planner how many rows a page of a staging table holds, and nothing else.
+
+    column: any. Its values are not looked at: their distribution would mislead once the table is filled anew.
+    """
+    return sql.SQL("ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS 0; ANALYZE {table} ({column})").format(
+        table=staging_name(name), column=sql.Identifier(column)
+    )
+
+
 def _extra(target: Target) -> list[str]:
     return [name for name in target.extra if name != DELETED_AT]
 

@@ -9,7 +9,6 @@ was taken. A table whose shape is not the known one any more is passed over too 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from replicator.capture import pgoutput
 from replicator.capture.intake import Intake
@@ -18,7 +17,6 @@ from replicator.changes import Changes, Segment
 from replicator.errors import StreamError
 from replicator.position import Lsn, Origin
 
-_EPOCH_US = 946_684_800_000_000
 # What a message costs in memory beyond its own bytes: the row's tuple, a header for each cell, the key's place.
 _ROW_BYTES, _CELL_BYTES = 300, 40
 
@@ -85,7 +83,7 @@ class Collector:
         self._delivered.add(self._begin.xid)
         if not self._skips:
             self.changes.position = commit.end_lsn
-            self.changes.committed_at = datetime.fromtimestamp((commit.commit_time_us + _EPOCH_US) / 1e6, UTC)
+            self.changes.commit_time_us = commit.commit_time_us
             self.changes.transactions += 1
         self._begin = None
         self._skips = False

@@ -52,7 +52,8 @@ class Intake:
         self.lacking = tuple(
             name for name, place in zip(layout.columns, self._places, strict=True) if place == _MISSING
         )
-        is_same = self._places == tuple(range(len(relation.columns)))
+        self._width = len(relation.columns)
+        is_same = self._places == tuple(range(self._width))
         self._pick = _picker(self._places)
         self._rules = sorted(layout.rules.items())
         self._passes = is_same and not self._rules
@@ -66,6 +67,9 @@ class Intake:
         return KeyedFold() if self.layout.key else MultisetFold()
 
     def _cells(self, cells: Cells) -> Cells:
+        """Return a row in the target's columns, under its rules."""
+        if len(cells) != self._width:
+            raise _width_differs(self.layout.table, len(cells), self._width)
         if self._passes:
             return cells
         picked = self._pick(cells)
@@ -80,7 +84,6 @@ class Intake:
 
     def insert(self, fold: KeyedFold | MultisetFold, message: Insert) -> None:
         """Take a new row in."""
-        self._check_width(message.new)
         cells = self._cells(message.new)
         if isinstance(fold, MultisetFold):
             if type(message) is PartialInsert:
@@ -94,7 +97,6 @@ class Intake:
     def update(self, fold: KeyedFold | MultisetFold, message: Update) -> None:
         """Take a new version of a row in."""
         if message.old is None and type(fold) is KeyedFold and not self.reads_again:
-            self._check_width(message.new)
             cells = self._cells(message.new)
             key = self.key_of(cells)
             if type(message) is PartialUpdate:
@@ -106,7 +108,6 @@ class Intake:
 
     def _update_from_old(self, fold: KeyedFold | MultisetFold, message: Update) -> None:
         """Take an update in of which the old row, or its key, is known."""
-        self._check_width(message.new)
         new, old = message.new, message.old
         if old is not None and type(message) is PartialUpdate:
             # A key's old value is sent wherever it is large; under REPLICA IDENTITY FULL every old value is. What is
@@ -131,7 +132,6 @@ class Intake:
 
     def delete(self, fold: KeyedFold | MultisetFold, message: Delete) -> None:
         """Take the end of a row in."""
-        self._check_width(message.old)
         old = self._cells(message.old)
         if isinstance(fold, KeyedFold):
             key = self.key_of(old)
@@ -143,15 +143,6 @@ class Intake:
             fold.delete(old)
         else:
             raise identity_lost(self.layout.table)
-
-    def _check_width(self, cells: Cells) -> None:
-        if len(cells) != len(self.relation.columns):
-            raise StreamError(
-                f"a row of {self.layout.table} has another width than its table",
-                why=f"{len(cells)} cells for {len(self.relation.columns)} columns",
-                mend="please report this with the server's version",
-                table=self.layout.table,
-            )
 
 
 def _picker(places: Sequence[int]) -> Callable[[Cells], Cells]:
@@ -169,6 +160,15 @@ def _picker(places: Sequence[int]) -> Callable[[Cells], Cells]:
 def _key_picker(places: Sequence[int]) -> Callable[[Cells], Key]:
     """Return what takes the key's cells: one cell, or a tuple of several."""
     return itemgetter(*places) if places else lambda cells: cells
+
+
+def _width_differs(table: str, cells: int, columns: int) -> StreamError:
+    return StreamError(
+        f"a row of {table} has another width than its table",
+        why=f"{cells} cells for {columns} columns",
+        mend="please report this with the server's version",
+        table=table,
+    )
 
 
 def identity_lost(table: str) -> OperatorError:

@@ -93,6 +93,33 @@ def test_changes_of_one_key_fold_to_the_last(streamed: Pair) -> None:
     streamed.assert_equal("public.t")
 
 
+def test_a_batch_of_thousands_is_looked_up_by_key_and_the_rest_of_a_large_table_is_not_read(streamed: Pair) -> None:
+    """With PostgreSQL's own costs each such batch would read the whole table, to hash it or in the order of the key."""
+    streamed.source.execute(
+        "create table t (id int primary key, n int, wide text, big text);"
+        "alter table t alter wide set storage plain, alter big set storage external;"
+        "insert into t select n, 0, repeat('x', 1000), case when n % 50 = 0 then repeat('y', 3000) end"
+        " from generate_series(1, 100000) n"
+    )
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.target.execute("vacuum analyze t")
+    before = count_rows_read(streamed, "t")
+    streamed.source.execute("delete from t where id % 33 = 1; update t set n = 1 where id % 50 = 0")
+    catch_up(streamed)
+    read = count_rows_read(streamed, "t") - before
+    streamed.assert_equal("public.t")
+    assert read < 20_000, "3,030 rows went, and 2,000 were updated with a value unsent"
+
+
+def count_rows_read(pair: Pair, table: str) -> int:
+    """Return how many rows of a table of the target were read by now, by sessions that have ended."""
+    query = "select seq_tup_read + idx_tup_fetch from pg_stat_user_tables where relname = %s"
+    ((read,),) = pair.target.execute(query, [table]).fetchall()
+    return int(read)
+
+
 def test_tables_without_a_key_keep_every_copy(streamed: Pair) -> None:
     """S4: REPLICA IDENTITY FULL with NULLs and duplicates; exactly one of equal rows goes."""
     streamed.source.execute(

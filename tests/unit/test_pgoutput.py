@@ -142,7 +142,7 @@ def test_whatever_a_server_may_send_is_read_as_it_was_written(message: Message) 
 def test_an_insert_is_these_bytes() -> None:
     """Written out by hand from the documentation, so that encoder and decoder cannot be wrong together."""
     message = bytes.fromhex("49 00004001 4e 0004 74 00000002 3432 6e 75 62 00000004 0000002a")
-    assert decode(message) == Insert(0x4001, (b"42", None, UNCHANGED, b"\0\0\0\x2a"), 0b1000)
+    assert decode(message) == Insert(0x4001, (b"42", None, UNCHANGED, b"\0\0\0\x2a"), 0b0001)
 
 
 def test_a_commit_is_these_bytes() -> None:
