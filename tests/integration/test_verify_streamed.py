@@ -104,7 +104,8 @@ def test_a_row_that_changes_to_and_fro_is_no_difference(streamed: Pair) -> None:
     def toggle() -> None:
         with pair.source_server.connect(pair.source_db) as session:
             while not stop.wait(0.001):
-                session.execute("update t set v = 1 - v where id <= 40")
+                # Each row by itself: of so many some are caught at any two moments.
+                session.execute("update t set v = 1 - v where id <= 40 and random() < 0.5")
 
     with listening(pair):
         wait_until_equal(pair, "public.t")
@@ -112,7 +113,7 @@ def test_a_row_that_changes_to_and_fro_is_no_difference(streamed: Pair) -> None:
         toggling.start()
         try:
             for _ in range(3):
-                (found,) = pair.json("verify")["tables"]
+                (found,) = pair.json("verify", check=None)["tables"]
                 assert found["different"] == [], found
         finally:
             stop.set()
