@@ -255,6 +255,14 @@ class _Plan:
         if recorded and recorded.spelling != wanted and not widens(recorded.spelling, wanted):
             if self.table.on_schema_change == "ignore" and widens(wanted, now):
                 return
+            if self.same_source and recorded.number != output.source.number:
+                raise self._drift(
+                    f"column {output.name} is another one in the source now, of type {wanted}",
+                    "the one that had the name was dropped there, or renamed; it stays here with its values",
+                    sql.SQL("alter table {} rename column {} to {}").format(
+                        self.name, sql.Identifier(output.name), sql.Identifier(f"{output.name}_old")
+                    ),
+                )
             is_narrowed = widens(wanted, recorded.spelling)
             raise self._drift(
                 f"column {output.name} was {recorded.spelling} and is {wanted} now",

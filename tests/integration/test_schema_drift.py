@@ -193,6 +193,33 @@ def test_a_type_that_is_another_one_is_not_called_narrowed_and_the_cast_is_one_t
     pair.assert_equal("public.t")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table t drop v; alter table t add v uuid default '00000000-0000-0000-0000-000000000001'",
+        "alter table t drop v; alter table t rename w to v",
+    ],
+)
+def test_a_column_that_took_the_name_of_a_dropped_one_needs_the_old_one_renamed(pair: Pair, change: str) -> None:
+    """The old one stays in the target with its values, which no cast makes those of the new one."""
+    pair.source.execute(
+        "create table t (id int primary key, v text, w uuid);"
+        "insert into t values (1, 'one', '00000000-0000-0000-0000-000000000002'), (2, null, null)"
+    )
+    pair.grant()
+    pair.write_config(tables=["public.t"])
+    sync(pair)
+    pair.source.execute(change)
+    pair.as_writer.execute(read_mend(refuse(pair, 8, "[schema_drift]", "column v is another one")))
+    sync(pair)
+    assert pair.target.execute("select v_old from t order by id").fetchall() == [("one",), (None,)]
+    pair.target.execute("alter table t drop v_old, drop if exists w")
+    pair.source.execute("alter table t drop if exists w")
+    sync(pair)
+    pair.assert_equal("public.t")
+    sync_idly(pair)
+
+
 VIEWS = {
     "view": "create view shown as select * from t",
     "materialized view": "create materialized view shown as select * from t",
