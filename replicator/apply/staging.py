@@ -116,4 +116,6 @@ class Staging:
         """Drop what was not used for longest. Inside a transaction, before its first `take`."""
         while len(self._names) > _MOST_KEPT:
             purpose = next(iter(self._names))
-            self._connection.execute(drop_staging(self._names.pop(purpose)))
+            name = self._names.pop(purpose)
+            self._connection.execute(drop_staging(name))
+            self._measured.discard(name)

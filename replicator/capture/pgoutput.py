@@ -208,7 +208,7 @@ def _not_understood(message: bytes, why: str) -> StreamError:
     )
 
 
-# In what a transaction and a row consist of, `tuple.__new__` does what the class's call does, at half its price.
+# Of transactions and rows there are many: for them `tuple.__new__` does what calling the class does, at half its price.
 
 
 def _read_begin(message: bytes) -> Begin:
