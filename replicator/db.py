@@ -87,11 +87,11 @@ def check_conninfo(conninfo: str, key: str) -> None:
         raise ConfigError(
             f"{key} is not a connection string",
             why="libpq could not read it",
-            mend=f'write {key} = "postgresql://user@host:5432/database" or "host=... dbname=..."',
+            hint=f'write {key} = "postgresql://user@host:5432/database" or "host=... dbname=..."',
         ) from None
     if ambiguous:
-        why, mend = explain_escape(key)
-        raise ConfigError(f"{key} is not a connection string that can be understood", why=why, mend=mend)
+        why, hint = explain_escape(key)
+        raise ConfigError(f"{key} is not a connection string that can be understood", why=why, hint=hint)
 
 
 def connect(
@@ -142,7 +142,7 @@ def _connect_error(why: str, side: str, *, is_final: bool, first: bool, timeout_
     return family(
         what,
         why=why,
-        mend=f"check {side}.dsn: psql must be able to connect with the same string",
+        hint=f"check {side}.dsn: psql must be able to connect with the same string",
         id="no_connection",
     )
 
@@ -157,7 +157,7 @@ def pin_session(connection: Connection) -> None:
         raise OperatorError(
             f"the session does not keep {', '.join(wrong)}",
             why="a pooler or an extension answers SET with something else",
-            mend="connect to PostgreSQL directly, not through a pooler in transaction mode",
+            hint="connect to PostgreSQL directly, not through a pooler in transaction mode",
             id="session_not_pinned",
         )
 
@@ -210,7 +210,7 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             sqlstate=state,
             table=table,
             id="target_trigger",
-            mend="our sessions have an empty search_path: alter function ... set search_path = ...; "
+            hint="our sessions have an empty search_path: alter function ... set search_path = ...; "
             "or alter table ... disable trigger ...",
         )
     if state in ("42P01", "3F000"):
@@ -220,7 +220,7 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             id="table_missing",
             sqlstate=state,
             table=table,
-            mend="create it, or take it out of the configuration",
+            hint="create it, or take it out of the configuration",
         )
     if side == "source" and state == "55000" and table:
         return not_populated(table, why)
@@ -233,7 +233,7 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             sqlstate=state,
             table=table,
             id="dependent_object",
-            mend="drop the view or foreign key that depends on it, go on, and make it again",
+            hint="drop the view or foreign key that depends on it, go on, and make it again",
         )
     return OperatorError(
         f"the {side} answered with an error" + (f" for {table}" if table else ""),
@@ -241,7 +241,7 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
         sqlstate=state,
         table=table,
         id=f"{side}_error",
-        mend="the server's log has the whole message at the time of this line",
+        hint="the server's log has the whole message at the time of this line",
     )
 
 
@@ -250,7 +250,7 @@ def not_populated(table: str, why: str) -> PreflightError:
     return PreflightError(
         f"{table} has never been filled",
         why=why,
-        mend=f"refresh materialized view {table} -- on the source",
+        hint=f"refresh materialized view {table} -- on the source",
         id="not_populated",
         table=table,
     )
@@ -259,14 +259,14 @@ def not_populated(table: str, why: str) -> PreflightError:
 def _refused(state: str, side: str, table: str | None, why: str) -> DataRefused:
     if side == "source":
         what = f"the source could not compute a row of {table}" if table else "the source could not compute a value"
-        mend = _ENCODING_HINT if state in ("22021", "22P05") else _COMPUTE_HINT
+        hint = _ENCODING_HINT if state in ("22021", "22P05") else _COMPUTE_HINT
     else:
         what = f"the target refused a row of {table}" if table else "the target refused a value"
         if state == "22P05":
             what = f"a name or a value of {table or 'a table'} has a character that the target's encoding lacks"
         has_constraint = ", constraint " in why
-        mend = _REFUSAL_HINTS.get(state, _CONSTRAINT_HINT if has_constraint else _TYPE_HINT)
-    return DataRefused(what, why=why, sqlstate=state, table=table, id=f"{side}_refused_row", mend=mend)
+        hint = _REFUSAL_HINTS.get(state, _CONSTRAINT_HINT if has_constraint else _TYPE_HINT)
+    return DataRefused(what, why=why, sqlstate=state, table=table, id=f"{side}_refused_row", hint=hint)
 
 
 _ENCODING_HINT = (
@@ -289,7 +289,7 @@ def read_only_error(side: str, why: str) -> PreflightError:
     return PreflightError(
         f"the {side} takes no writes",
         why=f"{why}: it is a standby, or read-only",
-        mend=f"point {side}.dsn at the primary; psql: select pg_is_in_recovery()",
+        hint=f"point {side}.dsn at the primary; psql: select pg_is_in_recovery()",
         id="read_only",
         sqlstate="25006",
     )
@@ -325,7 +325,7 @@ def _passing(error: psycopg.Error, side: str, table: str | None) -> PassingError
     return PassingError(
         what,
         why=f"SQLSTATE {state} ({type(error).__name__})" if state else type(error).__name__,
-        mend=f"it is tried again by itself; if it lasts, look at the {side}'s server log",
+        hint=f"it is tried again by itself; if it lasts, look at the {side}'s server log",
         id="lock_timeout" if state == "55P03" else "connection_lost" if state is None else "passing",
         sqlstate=state,
         table=table,
@@ -339,7 +339,7 @@ def _not_permitted(error: psycopg.Error, side: str, table: str | None, why: str)
     return PreflightError(
         f"not permitted on the {side}" + (f": {table}" if table else ""),
         why=why,
-        mend="grant what is missing: sql/source/roles.sql and sql/target/roles.sql have the whole list",
+        hint="grant what is missing: sql/source/roles.sql and sql/target/roles.sql have the whole list",
         id="grant_missing",
         sqlstate=error.sqlstate,
         table=table,
@@ -351,7 +351,7 @@ def row_security_stop(table: str, sqlstate: str | None = None) -> SafetyStop:
     return SafetyStop(
         f"row security hides rows of {table} from the source role",
         why="hidden rows would be taken for deleted ones",
-        mend="a superuser of the source: alter role ... bypassrls, for the role of source.dsn; "
+        hint="a superuser of the source: alter role ... bypassrls, for the role of source.dsn; "
         "or replicate a view that the table's owner defines",
         id="row_security",
         sqlstate=sqlstate,
@@ -381,7 +381,7 @@ def reading_catalog() -> Iterator[None]:
         raise PassingError(
             "the catalog changed while it was read",
             why=f"SQLSTATE {error.sqlstate} ({type(error).__name__}): something was dropped in that moment",
-            mend="it is read again by itself; if it lasts, the server's log has the whole message",
+            hint="it is read again by itself; if it lasts, the server's log has the whole message",
             id="catalog_changed",
             sqlstate=error.sqlstate,
         ) from error

@@ -55,7 +55,7 @@ class ReplicatorError(Exception):
         what: str,
         *,
         why: str | None = None,
-        mend: str | None = None,
+        hint: str | None = None,
         id: str | None = None,
         sqlstate: str | None = None,
         table: str | None = None,
@@ -63,7 +63,7 @@ class ReplicatorError(Exception):
         super().__init__(what)
         self.what = what
         self.why = why
-        self.mend = mend
+        self.hint = hint
         self.sqlstate = sqlstate
         self.table = table
         self.lsn: str | None = None
@@ -77,7 +77,7 @@ class ReplicatorError(Exception):
 
     @property
     def message(self) -> str:
-        """Return what happened and why in one line, without the mend."""
+        """Return what happened and why in one line, without the hint."""
         return f"{self.what}: {self.why}" if self.why else self.what
 
 
@@ -155,7 +155,7 @@ class DataRefused(OperatorError):
         return DataRefused(
             self.what,
             why=self.why,
-            mend=f'{self.mend}; or on_row_error = "quarantine": they are put aside, and quarantine list names them',
+            hint=f'{self.hint}; or on_row_error = "quarantine": they are put aside, and quarantine list names them',
             id=self.id,
             sqlstate=self.sqlstate,
             table=self.table,
@@ -170,7 +170,7 @@ class DataRefused(OperatorError):
         located = DataRefused(
             self.what,
             why=f"{self.why}; in the transaction that commits at {lsn}",
-            mend=f"{self.mend}{aside if has_key else ''}",
+            hint=f"{self.hint}{aside if has_key else ''}",
             id=self.id,
             sqlstate=self.sqlstate,
             table=self.table,
@@ -215,7 +215,7 @@ def unexpected(error: Exception) -> OperatorError:
     wrapped = OperatorError(
         f"replicator failed unexpectedly ({type(error).__name__})",
         why="this is a bug",
-        mend="please report it with the traceback: below, or in etl_control.error_traceback",
+        hint="please report it with the traceback: below, or in etl_control.error_traceback",
         id="bug",
     )
     wrapped.__cause__ = error

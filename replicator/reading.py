@@ -114,7 +114,7 @@ def decide_reading(
         raise SafetyStop(
             f"{table}: the source is another database cluster than at the last sync",
             why="its system identifier changed: a wrong address would replace all rows",
-            mend=f"if it is the right one: replicator sync {table} --full",
+            hint=f"if it is the right one: replicator sync {table} --full",
             id="source_changed",
             table=table,
         )

@@ -102,7 +102,7 @@ def map_relation(
             raise ConfigError(
                 f"{_label(relation)}: key column {column} is left out or masked with null",
                 why="rows are told apart by their key",
-                mend="keep the column, mask it with hash, or configure another key",
+                hint="keep the column, mask it with hash, or configure another key",
             )
     return Mapping(
         relation=relation,
@@ -269,7 +269,7 @@ def _check_names(relation: Relation, table: TableSettings) -> None:
                 raise ConfigError(
                     f"{_label(relation)}: {rule} names column {column}, which is not there",
                     why=f"the nearest column is {near[0]}" if near else "no column has a name like it",
-                    mend=f"correct {rule} of this table in replicator.toml",
+                    hint=f"correct {rule} of this table in replicator.toml",
                 )
 
 
@@ -280,6 +280,6 @@ def _check_unique(outputs: Sequence[Output], relation: Relation) -> None:
             raise ConfigError(
                 f"{_label(relation)}: {seen[output.name]} and {output.source.name} would both be {output.name}",
                 why="two columns of the target cannot have one name",
-                mend="change rename, or exclude one of them",
+                hint="change rename, or exclude one of them",
             )
         seen[output.name] = output.source.name

@@ -121,5 +121,5 @@ def _cannot(relation: Relation, strategy: str, why: str) -> ConfigError:
     return ConfigError(
         f"{relation.schema}.{relation.name} cannot be read by strategy {strategy}",
         why=why,
-        mend='set strategy = "auto", or give the table what it needs: `replicator plan` shows what it has',
+        hint='set strategy = "auto", or give the table what it needs: `replicator plan` shows what it has',
     )

@@ -66,7 +66,7 @@ def refuse(pair: Pair, exit_code: int, *words: str) -> Finished:
     return finished
 
 
-def read_mend(finished: Finished) -> str:
+def read_hint(finished: Finished) -> str:
     """Return what the message tells to do."""
-    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("  mend: ")]
-    return line.removeprefix("  mend: ")
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("  hint: ")]
+    return line.removeprefix("  hint: ")

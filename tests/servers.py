@@ -233,14 +233,14 @@ def find_binaries(version: int) -> Path:
     package = PACKAGES.get(version)
     if package is None:
         path = Path(f"/usr/lib/postgresql/{version}/bin")
-        mend = f"apt-get install --no-install-recommends postgresql-{version}"
+        hint = f"apt-get install --no-install-recommends postgresql-{version}"
     else:
         spec = importlib.util.find_spec(package)
         folders = list(spec.submodule_search_locations or []) if spec else []
         path = Path(folders[0] if folders else package) / "pginstall" / "bin"
-        mend = f"pip install {package.replace('_', '-')}"
+        hint = f"pip install {package.replace('_', '-')}"
     if not (path / "postgres").exists():
-        raise ServerFailed(f"no PostgreSQL {version} in {path}: {mend}")
+        raise ServerFailed(f"no PostgreSQL {version} in {path}: {hint}")
     return path
 
 

@@ -101,7 +101,7 @@ class Case:
         found = document["errors"][self.table]
         assert (found["id"], found["table"]) == (error, self.table), found
         assert found["message"], found
-        assert found["mend"], found
+        assert found["hint"], found
         assert self.image() == before, "the target was changed"
         assert self.state() | {"epoch": 0} == state | {"epoch": 0}, "the position moved"
         batch = self.pair.control_rows(self.table)[-1]

@@ -67,7 +67,7 @@ class Control:
             raise OperatorError(
                 f"the control schema {self.schema} was made by a newer replicator",
                 why=f"it is at version {done}, this package knows {newest}",
-                mend="pip install --upgrade replicator",
+                hint="pip install --upgrade replicator",
                 id="control_newer",
             )
         return [file for file in files if _number(file) > done]
@@ -107,7 +107,7 @@ class Control:
             raise LockHeldError(
                 f"the {name} lock of pipeline {self.pipeline} is held",
                 why=f"another command is at work, or the server has not noticed its end; waited {wait_s:g} s",
-                mend="wait for it, or raise lock_wait; `replicator status` shows what runs",
+                hint="wait for it, or raise lock_wait; `replicator status` shows what runs",
             ) from None
         finally:
             with suppress(psycopg.Error):
@@ -274,7 +274,7 @@ class Control:
             strategy=strategy,
             error_code=error.code,
             error_message=error.message,
-            error_mend=error.mend,
+            error_hint=error.hint,
             error_traceback=scrub_traceback(error),
             attempts=attempts,
         )
@@ -360,7 +360,7 @@ def fenced(table: str) -> FencedError:
     return FencedError(
         f"{table} belongs to a younger run",
         why="this one was paused or cut off while another took over",
-        mend="nothing: the younger run's work stands",
+        hint="nothing: the younger run's work stands",
         table=table,
     )
 

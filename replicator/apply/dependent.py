@@ -33,7 +33,7 @@ def _dependent_object(job: Job, ddl: sql.Composed, found: list[Dependent], state
     return SchemaDrift(
         f"something depends on what has to change in {target}",
         why=f"SQLSTATE {state}: {ddl.as_string()}",
-        mend=f"{clear} -- sync, then make it again"
+        hint=f"{clear} -- sync, then make it again"
         if clear
         else f"psql: \\d+ {target} -- drop what uses the column, sync",
         id="dependent_object",

@@ -101,7 +101,7 @@ def plan_evolution(
         raise ConfigError(
             f"the target {target.schema}.{target.name} is not a table",
             why="rows can be written to tables only",
-            mend="name another target for it",
+            hint="name another target for it",
             id="target_not_table",
         )
     by_target = {column.target: column for column in recorded}
@@ -166,9 +166,9 @@ class _Plan:
     def _alter(self, action: sql.Composable) -> None:
         self.statements.append(sql.SQL("ALTER TABLE {} {}").format(self.name, action))
 
-    def _drift(self, what: str, why: str, mend: sql.Composable | str, id: str | None = None) -> SchemaDrift:
-        text = mend if isinstance(mend, str) else mend.as_string()
-        return SchemaDrift(f"{self.target.schema}.{self.target.name}: {what}", why=why, mend=text, id=id)
+    def _drift(self, what: str, why: str, hint: sql.Composable | str, id: str | None = None) -> SchemaDrift:
+        text = hint if isinstance(hint, str) else hint.as_string()
+        return SchemaDrift(f"{self.target.schema}.{self.target.name}: {what}", why=why, hint=text, id=id)
 
     def _rename_columns(self) -> None:
         if not self.same_source or self.table.on_schema_change != "evolve":
@@ -388,7 +388,7 @@ class _Plan:
         return ConfigError(
             f"{self.target.schema}.{self.target.name}: the key's unique constraint is deferrable",
             why="ON CONFLICT cannot use a deferrable constraint",
-            mend=sql.SQL("alter table {} {}").format(self.name, action).as_string(),
+            hint=sql.SQL("alter table {} {}").format(self.name, action).as_string(),
             id="deferrable_key",
         )
 
@@ -464,7 +464,7 @@ def _check_soft(mapping: Mapping) -> None:
         raise ConfigError(
             f"{mapping.relation.schema}.{mapping.relation.name}: the source has a column {DELETED_AT} of its own",
             why='deletes = "soft" writes into a column of that name',
-            mend="rename or exclude the source's column",
+            hint="rename or exclude the source's column",
             id="deleted_at_taken",
         )
 

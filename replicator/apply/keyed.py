@@ -149,7 +149,7 @@ class KeyedLoad(TableLoad):
         return DataRefused(
             f"rows of {self.job.table} take over unique values of rows that a foreign key of the target refers to",
             why="one of the two would have to be deleted for a moment, and the foreign key fires",
-            mend=sql.SQL("grant set on parameter session_replication_role to {}").format(role).as_string(),
+            hint=sql.SQL("grant set on parameter session_replication_role to {}").format(role).as_string(),
             id="target_refused_row",
             sqlstate=taken.sqlstate,
             table=self.job.table,
@@ -278,13 +278,13 @@ class KeyedLoad(TableLoad):
         super().finish()
 
     def audit(self) -> None:
-        """Find by hashes what the reading cannot see, and mend it."""
+        """Find by hashes what the reading cannot see, and repair it."""
         if self.reading.load_type == FULL and not self.filled_directly and self.job.settings.deletes != "ignore":
             # Every row of both sides was compared by the merge.
             self.proved = () if self.has_refused else range(SLOTS)
         if not self.reading.slots or self.filled_directly:
             return
-        self.figures.rows_missed_before += self._mend(self.reading.slots)
+        self.figures.rows_missed_before += self._repair(self.reading.slots)
         self.proved = () if self.has_refused else self.reading.slots
 
     @property
@@ -302,7 +302,7 @@ class KeyedLoad(TableLoad):
             Pace(),
         )
 
-    def _mend(self, slots: Sequence[int]) -> int:
+    def _repair(self, slots: Sequence[int]) -> int:
         """Compare the rows of these slots of keys by hashes and write those that differ; return how many did."""
         source, comparison = self.incoming.source, self._compare()
         staging = comparison.staging

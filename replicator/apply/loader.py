@@ -83,7 +83,7 @@ def _refuse_null(job: Job, error: psycopg.errors.NotNullViolation) -> Replicator
     return DataRefused(
         f"key column {column} of {job.table} is NULL in a row of the source",
         why="rows are told apart by their key",
-        mend='configure another key for the table, or leave such rows out: where = "... is not null"',
+        hint='configure another key for the table, or leave such rows out: where = "... is not null"',
         id="key_null",
         sqlstate=error.sqlstate,
         table=job.table,

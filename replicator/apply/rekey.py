@@ -21,11 +21,11 @@ def fit_rows(connection: Connection, job: Job, existing: Relation, evolution: Ev
     source lacks. Raises SchemaDrift otherwise.
     """
     table = sql.Identifier(existing.schema, existing.name)
-    why, mend = _find_obstacle(connection, job, table, evolution)
+    why, hint = _find_obstacle(connection, job, table, evolution)
     if not why:
         return replace(evolution, before=(*evolution.before, *evolution.after), after=())
     if not _is_copy(job, existing):
-        raise unfit_rows(job, why, mend)
+        raise unfit_rows(job, why, hint)
     return replace(evolution, replaces=True)
 
 
@@ -84,12 +84,12 @@ def clear_rows(table: sql.Identifier) -> sql.Composed:
     return sql.SQL("delete from {}").format(table)
 
 
-def unfit_rows(job: Job, why: str, mend: sql.Composed) -> SchemaDrift:
+def unfit_rows(job: Job, why: str, hint: sql.Composed) -> SchemaDrift:
     """Return the stop for rows that can neither have the new key nor be replaced."""
     return SchemaDrift(
         f"rows of {sql.Identifier(*job.target).as_string()} cannot have the new key ({', '.join(job.mapping.key)})",
         why=f"{why}, and the target may hold more than the source can give back",
-        mend=f"{mend.as_string()} -- the next sync brings back what the source has",
+        hint=f"{hint.as_string()} -- the next sync brings back what the source has",
         id="new_key",
         table=job.table,
     )

@@ -24,20 +24,20 @@ class RepairLoad(KeyedLoad):
         """Mend what differs, then prove that nothing does."""
         if self.reading.load_type == FULL or self.filled_directly:
             return
-        self._mend(range(SLOTS))
+        self._repair(range(SLOTS))
         self.figures.rows_extracted = self.figures.rows_inserted + self.figures.rows_updated
         if self.job.settings.deletes == "ignore" or self.has_refused:
             return
         with self.figures.phase("verify"):
             if self._compare().compare(self.incoming.source).buckets:
-                raise self._not_mended()
+                raise self._not_repaired()
         self.proved = range(SLOTS)
 
-    def _not_mended(self) -> DataRefused:
+    def _not_repaired(self) -> DataRefused:
         return DataRefused(
             f"rows of {self.job.table} differ still after the repair",
             why="the target changes what is written: a trigger, or a column that no UPDATE may set",
-            mend="look at one of them with: replicator verify --show-values; then mend the target's definition",
-            id="not_mended",
+            hint="look at one of them with: replicator verify --show-values; then hint the target's definition",
+            id="not_repaired",
             table=self.job.table,
         )

@@ -67,7 +67,7 @@ def _not_permitted(connection: Connection, grants: Iterable[sql.Composed], table
     return PreflightError(
         f"role {role} may not move the sequences of {table or 'a table'}",
         why="sync_sequences is on, and it lacks rights on the target",
-        mend="; ".join(texts),
+        hint="; ".join(texts),
         id="grant_missing",
         sqlstate="42501",
         table=table,

@@ -107,7 +107,7 @@ class ShadowLoad(KeyedLoad):
             raise PassingError(
                 f"{self.staged} of {filled.rows_read} rows of {self.job.table} are in its shadow",
                 why="a server was restarted, or somebody else wrote there",
-                mend="it is tried again by itself",
+                hint="it is tried again by itself",
                 id="shadow_incomplete",
                 table=self.job.table,
             )

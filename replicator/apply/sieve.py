@@ -160,7 +160,7 @@ def too_many(table: str, error: DataRefused) -> DataRefused:
     return DataRefused(
         f"the target refused more than {MOST_REFUSED_ROWS} rows of {table}",
         why=f"so many are no matter of single rows; the last: {error.why}",
-        mend=error.mend or "look at the constraints of the target's table",
+        hint=error.hint or "look at the constraints of the target's table",
         id="too_many_refused",
         sqlstate=error.sqlstate,
         table=table,

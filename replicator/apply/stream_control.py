@@ -76,7 +76,7 @@ class StreamControl:
             raise LockHeldError(
                 "an older listener of this pipeline still has a transaction open on the target",
                 why="it is frozen or cut off, and the server has not noticed yet",
-                mend="wait, or end its sessions on the target (pg_terminate_backend), then run it again",
+                hint="wait, or end its sessions on the target (pg_terminate_backend), then run it again",
                 id="listener_open",
                 sqlstate=error.sqlstate,
             ) from error
@@ -209,7 +209,7 @@ class StreamControl:
             table_name=table,
             error_code=error.code,
             error_message=error.message,
-            error_mend=error.mend,
+            error_hint=error.hint,
             error_traceback=scrub_traceback(error),
             lsn=error.lsn,
         )
@@ -272,7 +272,7 @@ class StreamControl:
             raise FencedError(
                 "a younger listener has taken this pipeline over",
                 why="this one was paused or cut off meanwhile",
-                mend="nothing: the younger one goes on from the last position",
+                hint="nothing: the younger one goes on from the last position",
             )
 
 
@@ -281,7 +281,7 @@ def overtaken(table: str) -> PassingError:
     return PassingError(
         f"a listener was at {table} in the meantime",
         why="the snapshot may be older than what it brought",
-        mend="it is read again by itself",
+        hint="it is read again by itself",
         id="snapshot_outdated",
         table=table,
     )

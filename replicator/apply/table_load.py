@@ -79,7 +79,7 @@ class TableLoad(ABC):
             raise PassingError(
                 f"{self.job.table} is held by another command",
                 why="its table lock is taken",
-                mend="it is tried again by itself",
+                hint="it is tried again by itself",
                 id="table_locked",
                 sqlstate="55P03",
                 table=self.job.table,
@@ -134,7 +134,7 @@ class TableLoad(ABC):
 
     @abstractmethod
     def audit(self) -> None:
-        """Find and mend what the reading could not see."""
+        """Find and repair what the reading could not see."""
 
     def _clear(self) -> None:
         """Delete every row, under the stops: the source has as many, less those that are gone from it."""
@@ -177,7 +177,7 @@ class TableLoad(ABC):
         return DataRefused(
             f"a trigger of the target changed or dropped rows of {self.job.table}",
             why=f"what was written is not what is there; before each row: {', '.join(self.triggers)}",
-            mend="; ".join(mends),
+            hint="; ".join(mends),
             id="target_trigger",
             table=self.job.table,
         )
@@ -225,7 +225,7 @@ class TableLoad(ABC):
             raise SafetyStop(
                 f"{self.job.table} is empty in the source, {here} rows are in the target",
                 why="an emptied or wrong source would empty the target",
-                mend=f"if it is right: set max_delete_fraction = 1.0 for {self.job.table} and sync again",
+                hint=f"if it is right: set max_delete_fraction = 1.0 for {self.job.table} and sync again",
                 id="source_empty",
                 table=self.job.table,
             )
@@ -236,7 +236,7 @@ class TableLoad(ABC):
             raise SafetyStop(
                 f"{gone} of {here} rows of {self.job.table} would be deleted",
                 why=f"max_delete_fraction is {fraction:g}",
-                mend=f"if it is right: raise max_delete_fraction for {self.job.table} (1.0 switches the stop off)",
+                hint=f"if it is right: raise max_delete_fraction for {self.job.table} (1.0 switches the stop off)",
                 id="too_many_deletes",
                 table=self.job.table,
             )
@@ -268,7 +268,7 @@ def key_not_unique(job: Job, sqlstate: str | None = None) -> DataRefused:
     return DataRefused(
         f"the key ({', '.join(job.mapping.key)}) of {job.table} is not unique in the source",
         why="two rows would be one row of the target",
-        mend="configure another key for the table",
+        hint="configure another key for the table",
         id="key_not_unique",
         sqlstate=sqlstate,
         table=job.table,

@@ -87,7 +87,7 @@ def plan_job_enums(connection: Connection, job: Job) -> list[EnumChange]:
         raise SchemaDrift(
             f"the labels of enum {frozen[0].schema}.{frozen[0].name} changed",
             why='on_schema_change is "freeze"',
-            mend="; ".join(ddl.as_string() for ddl in frozen[0].statements()),
+            hint="; ".join(ddl.as_string() for ddl in frozen[0].statements()),
             table=job.table,
         )
     return changes
@@ -122,7 +122,7 @@ def check_apart(connection: Connection, job: Job, system_identifier: str) -> Non
         raise ConfigError(
             f"the target {format_table_name(*job.target)} is the source's own table",
             why="source.dsn and target.dsn lead to one database, and what is copied would overwrite what is read",
-            mend="correct source.dsn or target.dsn, or name another target for the table",
+            hint="correct source.dsn or target.dsn, or name another target for the table",
             id="same_table",
             table=job.table,
         )
@@ -165,7 +165,7 @@ def _hidden_target(job: Job) -> SafetyStop:
     return SafetyStop(
         f"row security hides rows of {target} from the target role",
         why="hidden rows would be taken for missing ones",
-        mend=f"alter table {target} no force row level security, by its owner; or alter role ... bypassrls",
+        hint=f"alter table {target} no force row level security, by its owner; or alter role ... bypassrls",
         id="row_security",
         table=job.table,
     )
@@ -227,7 +227,7 @@ def find_triggers(connection: Connection, job: Job, existing: Relation) -> list[
         raise ConfigError(
             f"the target {format_table_name(*job.target)} has rules",
             why="a rule puts something else in the place of what is written, or keeps ON CONFLICT from the table",
-            mend="; ".join(drop.format(sql.Identifier(name), target).as_string() for name in rules),
+            hint="; ".join(drop.format(sql.Identifier(name), target).as_string() for name in rules),
             id="target_rules",
             table=job.table,
         )

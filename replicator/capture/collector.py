@@ -184,5 +184,5 @@ def _out_of_order(why: str) -> StreamError:
     return StreamError(
         "the stream's messages are out of order",
         why=why,
-        mend="please report this with the server's version",
+        hint="please report this with the server's version",
     )

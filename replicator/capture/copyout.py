@@ -75,7 +75,7 @@ def _finish(pgconn: pq.abc.PGconn, result: pq.abc.PGresult | None) -> int:
         raise PassingError(
             "the connection to the source was lost",
             why="it broke in the middle of a COPY",
-            mend="it is tried again by itself; if it lasts, look at the source's server log",
+            hint="it is tried again by itself; if it lasts, look at the source's server log",
         )
     if failed is not None:
         raise psycopg.errors.error_from_result(failed, encoding="utf-8")

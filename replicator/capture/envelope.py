@@ -75,5 +75,5 @@ def _not_understood(envelope: memoryview) -> StreamError:
     return StreamError(
         "the source's walsender said something unknown",
         why=f"{kind}, {len(envelope)} bytes",
-        mend="connect to PostgreSQL 13 to 18 directly, without a pooler or proxy that answers for it",
+        hint="connect to PostgreSQL 13 to 18 directly, without a pooler or proxy that answers for it",
     )

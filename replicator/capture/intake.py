@@ -166,7 +166,7 @@ def _width_differs(table: str, cells: int, columns: int) -> StreamError:
     return StreamError(
         f"a row of {table} has another width than its table",
         why=f"{cells} cells for {columns} columns",
-        mend="please report this with the server's version",
+        hint="please report this with the server's version",
         table=table,
     )
 
@@ -176,7 +176,7 @@ def identity_lost(table: str) -> OperatorError:
     return OperatorError(
         f"{table} has no key, and the source no longer says which row changed",
         why="its replica identity is not FULL any more",
-        mend=f"alter table {table} replica identity full; then `replicator listen`",
+        hint=f"alter table {table} replica identity full; then `replicator listen`",
         id="identity_missing",
         table=table,
     )
@@ -186,7 +186,7 @@ def _moved_unsent(table: str) -> OperatorError:
     return OperatorError(
         f"a row of {table} moved to another partition, and a large value of it was not sent",
         why="without a key nobody can tell which row it was",
-        mend="replicator slot drop --yes, then replicator listen; or give the table a key",
+        hint="replicator slot drop --yes, then replicator listen; or give the table a key",
         id="row_not_whole",
         table=table,
     )
@@ -196,7 +196,7 @@ def _key_missing(table: str) -> OperatorError:
     return OperatorError(
         f"the publication leaves out a key column of {table}",
         why="rows are told apart by their key",
-        mend="publish the whole table: alter publication ... set table ... without a column list",
+        hint="publish the whole table: alter publication ... set table ... without a column list",
         id="publication_columns",
         table=table,
     )

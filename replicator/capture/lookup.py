@@ -115,7 +115,7 @@ def begin_fresh(
             raise PassingError(
                 "a transaction of the source is still open",
                 why=f"it may have changed rows that are looked at; waited {limit_s:g} s",
-                mend="it is tried again by itself",
+                hint="it is tried again by itself",
                 id=TRANSACTION_OPEN,
                 table=f"{mapping.relation.schema}.{mapping.relation.name}",
             )

@@ -204,7 +204,7 @@ def _not_understood(message: bytes, why: str) -> StreamError:
     return StreamError(
         "the source sent a change that is not understood",
         why=f"{why} ({kind})",
-        mend="the source must be PostgreSQL 13 to 18; if it is, please report this line with the server's version",
+        hint="the source must be PostgreSQL 13 to 18; if it is, please report this line with the server's version",
     )
 
 

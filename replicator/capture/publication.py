@@ -83,7 +83,7 @@ def check_identity(table: str, mapping: Mapping, identities: Sequence[Identity])
         raise PreflightError(
             f"the stream would not name the changed rows of {table}",
             why=_why(identity, mapping.relation, key),
-            mend=_mend_identity(identity, mapping.relation, key),
+            hint=_hint_identity(identity, mapping.relation, key),
             id="identity_missing",
             table=table,
         )
@@ -96,7 +96,7 @@ def _check_logged(table: str, identity: Identity) -> None:
     raise PreflightError(
         f"part of {table} is unlogged: {name.as_string()}",
         why="its changes are not in the WAL, so no stream brings them",
-        mend=sql.SQL("alter table {} set logged").format(name).as_string(),
+        hint=sql.SQL("alter table {} set logged").format(name).as_string(),
         id="unlogged_part",
         table=table,
     )
@@ -111,7 +111,7 @@ def _check_virtual(table: str, mapping: Mapping, identity: Identity) -> None:
     raise PreflightError(
         f"publishing {table} makes its updates and deletes fail",
         why=f"REPLICA IDENTITY FULL takes in {virtual[0]}, a virtual generated column, and none can be published",
-        mend=f"{default}; or make the column stored" if mapping.key else "give the table a key, or make it stored",
+        hint=f"{default}; or make the column stored" if mapping.key else "give the table a key, or make it stored",
         id="identity_virtual",
         table=table,
     )
@@ -129,7 +129,7 @@ def _why(identity: Identity, relation: Relation, key: set[str]) -> str:
     return f"the replica identity of {name} does not hold the key ({', '.join(sorted(key))})"
 
 
-def _mend_identity(identity: Identity, relation: Relation, key: set[str]) -> str:
+def _hint_identity(identity: Identity, relation: Relation, key: set[str]) -> str:
     table = sql.Identifier(identity.schema, identity.name)
     for index in relation.indexes:
         fits = index.unique and index.covers_all and not index.deferrable and set(index.columns) == key
@@ -183,7 +183,7 @@ def plan_publication(
         raise PreflightError(
             f"publication {name} does not publish every kind of change",
             why="inserts, updates, deletes and truncates are all needed",
-            mend=_sql("alter publication {} set (publish = 'insert, update, delete, truncate')", name).as_string(),
+            hint=_sql("alter publication {} set (publish = 'insert, update, delete, truncate')", name).as_string(),
             id="publication_partial",
         )
     rows = _read(connection, "published_tables", publication=name)
@@ -198,7 +198,7 @@ def plan_publication(
             raise PreflightError(
                 f"publication {name} filters rows of {table.schema}.{table.name}",
                 why="rows that it leaves out would look deleted",
-                mend=_exchange_table(name, table).as_string(),
+                hint=_exchange_table(name, table).as_string(),
                 id="publication_partial",
             )
         elif table.columns is not None and not set(table.columns) <= set(found["columns"] or ()):
@@ -216,7 +216,7 @@ def describe_lack(name: str, statements: Sequence[sql.Composed], sqlstate: str |
     return PreflightError(
         f"publication {name} is to be made or changed, and the role may not",
         why="only an owner of the tables may publish them",
-        mend="as their owner: " + "; ".join(one.as_string() for one in statements),
+        hint="as their owner: " + "; ".join(one.as_string() for one in statements),
         id="publication_missing",
         sqlstate=sqlstate,
     )
@@ -283,7 +283,7 @@ def drop_publication(connection: Connection, name: str) -> bool:
         raise OperatorError(
             f"publication {name} stays",
             why="only its owner may drop it",
-            mend=_sql("drop publication {}", name).as_string(),
+            hint=_sql("drop publication {}", name).as_string(),
             id="publication_stays",
             sqlstate=error.sqlstate,
         ) from error

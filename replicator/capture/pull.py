@@ -219,7 +219,7 @@ class Reader:
             raise PassingError(
                 "the snapshot is gone",
                 why="the session on the source that held it has ended",
-                mend="it is tried again by itself",
+                hint="it is tried again by itself",
                 id="snapshot_gone",
             ) from error
         set_up_read(self.connection, snapshot.access)

@@ -73,7 +73,7 @@ def read_source(connection: Connection) -> SourceFacts:
             PreflightError(
                 f"the source's wal_level is {row['wal_level']}",
                 why="the stream needs logical",
-                mend="alter system set wal_level = 'logical'; then restart the source",
+                hint="alter system set wal_level = 'logical'; then restart the source",
                 id="wal_level",
             )
         )
@@ -83,7 +83,7 @@ def read_source(connection: Connection) -> SourceFacts:
             PreflightError(
                 f"role {row['role']} may not replicate",
                 why="it lacks the attribute REPLICATION",
-                mend=f"alter role {role} replication; or: psql -v replication=on -f sql/source/roles.sql",
+                hint=f"alter role {role} replication; or: psql -v replication=on -f sql/source/roles.sql",
                 id="replication_missing",
             )
         )
@@ -92,7 +92,7 @@ def read_source(connection: Connection) -> SourceFacts:
             PreflightError(
                 "the source is a standby without logical decoding",
                 why="PostgreSQL has it on a standby from version 16 on",
-                mend="point source.dsn at the primary, or upgrade",
+                hint="point source.dsn at the primary, or upgrade",
                 id="standby_stream",
             )
         )
@@ -148,7 +148,7 @@ def drop_slot(connection: Connection, name: str) -> bool:
         raise LockHeldError(
             f"the replication slot {name} is in use",
             why="another session reads it, or the server has not noticed yet that one has died",
-            mend="stop the listener, or wait: the server notices after wal_sender_timeout",
+            hint="stop the listener, or wait: the server notices after wal_sender_timeout",
             id="slot_active",
             sqlstate=error.sqlstate,
         ) from error
@@ -187,6 +187,6 @@ def check_slot(slot: SlotFacts, database: str) -> None:
         raise OperatorError(
             f"the replication slot {slot.name} is somebody else's",
             why=f"it is of plugin {slot.plugin} and database {slot.database}",
-            mend="set listen.slot to another name",
+            hint="set listen.slot to another name",
             id="slot_foreign",
         )

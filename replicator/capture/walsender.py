@@ -342,7 +342,7 @@ class WalSender:
             raise PassingError(
                 "the connection to the source was lost",
                 why=f"the server has been silent for {self._silence_s:g} s",
-                mend="it is tried again by itself; if it lasts, look at the network between here and the source",
+                hint="it is tried again by itself; if it lasts, look at the network between here and the source",
             )
         wants_word = self._silent_s > self._silence_s / 2 and not self._pinged
         if now < due and not wants_word:
@@ -412,7 +412,7 @@ class WalSender:
             return PassingError(
                 "the source has ended the stream",
                 why="it is shutting down",
-                mend="it is tried again by itself as soon as the source is back",
+                hint="it is tried again by itself as soon as the source is back",
             )
         error = error_from_result(result)
         if error.sqlstate == _UNDEFINED:
@@ -423,7 +423,7 @@ class WalSender:
         return OperatorError(
             f"the source has lost a publication, one of: {self._publications}",
             why=f"SQLSTATE {sqlstate}: it did not exist when a change was made",
-            mend="create it again, then `replicator listen --repair-gap` for what was written in between",
+            hint="create it again, then `replicator listen --repair-gap` for what was written in between",
             id="publication_missing",
             sqlstate=sqlstate,
         )
@@ -475,7 +475,7 @@ def _explain(error: psycopg.Error, slot: str) -> ReplicatorError:
         return LockHeldError(
             f"the replication slot {slot} is in use",
             why="another session reads or makes it, or the server has not noticed yet that one has died",
-            mend="stop the other listener, or wait: the server notices after wal_sender_timeout, or once the "
+            hint="stop the other listener, or wait: the server notices after wal_sender_timeout, or once the "
             "transactions have ended that a new slot waits for",
             id="slot_active",
             sqlstate=error.sqlstate,
@@ -484,7 +484,7 @@ def _explain(error: psycopg.Error, slot: str) -> ReplicatorError:
         return OperatorError(
             "the source has no free replication slot",
             why=f"SQLSTATE {error.sqlstate}: max_replication_slots or max_wal_senders is reached",
-            mend="drop a slot that nobody needs (select * from pg_replication_slots), or raise the setting",
+            hint="drop a slot that nobody needs (select * from pg_replication_slots), or raise the setting",
             id="no_free_slot",
             sqlstate=error.sqlstate,
         )
@@ -492,7 +492,7 @@ def _explain(error: psycopg.Error, slot: str) -> ReplicatorError:
         return OperatorError(
             f"the replication slot {slot} does not exist on the source",
             why=f"SQLSTATE {error.sqlstate}",
-            mend="replicator listen --repair-gap",
+            hint="replicator listen --repair-gap",
             id="slot_missing",
             sqlstate=error.sqlstate,
         )

@@ -19,7 +19,7 @@ def send_test(config: Path | None, *, as_json: bool) -> int:
         raise ConfigError(
             "alerts.urls names no address",
             why="a test alert has nowhere to go",
-            mend='put an Apprise URL into .env: REPLICATOR_ALERTS__URLS=["mailto://user:password@mail.example"]',
+            hint='put an Apprise URL into .env: REPLICATOR_ALERTS__URLS=["mailto://user:password@mail.example"]',
         )
     messenger.check()
     notice = Notice(

@@ -460,7 +460,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _explain_misuse(error: Any, *, as_json: bool) -> int:
     """Tell of a command line that typer does not understand, in its words; return the exit code."""
     if as_json:
-        told = UsageError(error.format_message(), mend="replicator COMMAND --help shows what it takes")
+        told = UsageError(error.format_message(), hint="replicator COMMAND --help shows what it takes")
         print_json({"error": describe_error(told)})
     error.show()
     return EXIT_USAGE

@@ -32,7 +32,7 @@ from replicator.sync.planning import forbid_writing, make_plan
 from replicator.sync.preparation import choose_digest, open_access
 from replicator.sync.rights import TargetRights
 
-_KEYS = ("id", "severity", "table", "message", "mend")
+_KEYS = ("id", "severity", "table", "message", "hint")
 
 
 def show_check(config: Path | None, *, deep: bool, as_json: bool) -> int:
@@ -133,8 +133,8 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
         line = f"{finding.severity:<5}  {finding.id:<{ids}}  {as_text(finding.table):<{tables}}  "
         print(line + as_text(finding.message))
-        if finding.mend:
-            print(f"       mend: {as_text(finding.mend)}")
+        if finding.hint:
+            print(f"       hint: {as_text(finding.hint)}")
     counts = Counter(finding.severity for finding in findings)
     errors, warnings = _count(counts["error"], "error"), _count(counts["warn"], "warning")
     print(f"\n{errors}, {warnings}, {counts['ok']} ok")

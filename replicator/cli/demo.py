@@ -101,7 +101,7 @@ class Demo:
             raise OperatorError(
                 f"the demo's command failed: replicator {' '.join(arguments)}",
                 why=f"exit code {exit_code}",
-                mend="run it again with --keep and look into the directory that it names",
+                hint="run it again with --keep and look into the directory that it names",
                 id="demo_failed",
             )
 
@@ -172,7 +172,7 @@ def _stage(*, keep: bool, as_json: bool) -> Iterator[tuple[Demo, Connection, Con
 def stop_demo(folder: Path) -> None:
     """Stop a demo's servers and remove its directory."""
     if not folder.name.startswith("replicator-demo-"):
-        raise OperatorError(f"{folder} is not a demo's directory", mend="name the directory that the demo printed")
+        raise OperatorError(f"{folder} is not a demo's directory", hint="name the directory that the demo printed")
     with suppress(OperatorError):
         EmbeddedServer(folder / "source").stop()
     with suppress(OperatorError):

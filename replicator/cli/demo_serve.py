@@ -47,7 +47,7 @@ def serve_demo(folder: Path, source: Connection, environment: Mapping[str, str],
                 raise OperatorError(
                     "the demo's dashboard did not start",
                     why=f"exit code {server.wait()}",
-                    mend="its message is above; --port 0 takes a free port",
+                    hint="its message is above; --port 0 takes a free port",
                     id="demo_failed",
                 )
             print(f"The dashboard: {url}\nThe token for its buttons and its API: {token}")
@@ -87,5 +87,5 @@ def _change_until(source: Connection, server: subprocess.Popen[str], stop: threa
         change_demo(source, change)
         if server.poll() not in (None, EXIT_OK):
             raise OperatorError(
-                "the demo's dashboard ended", why=f"exit code {server.returncode}", mend="its message is above"
+                "the demo's dashboard ended", why=f"exit code {server.returncode}", hint="its message is above"
             )

@@ -17,12 +17,12 @@ def forget_table(config: Path | None, table: str, *, yes: bool, as_json: bool) -
     try:
         name = format_table_name(*parse_table_name(table))
     except ValueError as error:
-        raise UsageError("TABLE is not a table's name", why=str(error), mend="write schema.table") from None
+        raise UsageError("TABLE is not a table's name", why=str(error), hint="write schema.table") from None
     if not yes:
         raise UsageError(
             f"forgetting {name} drops its position: its next sync would read everything",
             why="nothing is destroyed without --yes",
-            mend=f"replicator forget '{name}' --yes",
+            hint=f"replicator forget '{name}' --yes",
         )
     with open_control(settings) as control:
         wait_s = settings.lock_wait.total_seconds()
@@ -32,7 +32,7 @@ def forget_table(config: Path | None, table: str, *, yes: bool, as_json: bool) -
             with control.waiting(wait_s):
                 is_known = control.exists() and control.forget(name)
         if not is_known:
-            raise UsageError(f"nothing is known of {name}", mend="replicator status lists the known tables")
+            raise UsageError(f"nothing is known of {name}", hint="replicator status lists the known tables")
     if as_json:
         print_json({"forgotten": name})
     else:

@@ -63,12 +63,12 @@ def _refuse_password(option: str, dsn: str | None) -> None:
     try:
         has_password = dsn is not None and dsn_has_password(dsn)
     except ConfigError as error:
-        raise UsageError(f"{option} is not a connection string", why=error.why, mend=error.mend) from None
+        raise UsageError(f"{option} is not a connection string", why=error.why, hint=error.hint) from None
     if has_password:
         raise UsageError(
             f"{option} holds a password",
             why="every user of this machine can read the arguments of a command",
-            mend=f"keep it in PGPASSFILE, in a service file, or put {SOURCE_VARIABLE} into .env and leave --source out",
+            hint=f"keep it in PGPASSFILE, in a service file, or put {SOURCE_VARIABLE} into .env and leave --source out",
         )
 
 
@@ -85,14 +85,14 @@ def _read_dsn(path: Path) -> str:
         raise UsageError(
             "--source is missing",
             why=f"{SOURCE_VARIABLE} is neither in the environment nor in {env_file}",
-            mend='replicator init --source "postgresql://user@host/database"',
+            hint='replicator init --source "postgresql://user@host/database"',
         )
     return dsn
 
 
 def _exists(path: Path) -> UsageError:
     return UsageError(
-        f"{path} is there already", why="nothing is overwritten unasked", mend="add --force, or --config PATH"
+        f"{path} is there already", why="nothing is overwritten unasked", hint="add --force, or --config PATH"
     )
 
 
@@ -141,7 +141,7 @@ def _write(path: Path, text: str, *, force: bool) -> None:
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be written", why=error.strerror, mend="check the directory") from None
+        raise UsageError(f"{path} cannot be written", why=error.strerror, hint="check the directory") from None
 
 
 def _describe(one: Found) -> dict[str, object]:

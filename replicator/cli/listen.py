@@ -23,7 +23,7 @@ def run_listen(
 ) -> int:
     """Follow the source; return when it is asked to, or at the end of a bounded run."""
     if until_caught_up and until_lsn is not None:
-        raise UsageError("--until-caught-up and --until-lsn cannot stand together", mend="choose one of them")
+        raise UsageError("--until-caught-up and --until-lsn cannot stand together", hint="choose one of them")
     lsn = None if until_lsn is None else _read_lsn(until_lsn)
     settings = open_settings(config)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -48,7 +48,7 @@ def _read_lsn(text: str) -> Lsn:
         raise UsageError(
             "--until-lsn is not a WAL position",
             why="it has the form X/Y in hexadecimal",
-            mend="psql on the source: select pg_current_wal_insert_lsn()",
+            hint="psql on the source: select pg_current_wal_insert_lsn()",
         ) from None
 
 

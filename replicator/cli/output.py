@@ -40,7 +40,7 @@ def describe_error(error: ReplicatorError) -> dict[str, Any]:
     return {
         "id": error.id,
         "message": error.message,
-        "mend": error.mend,
+        "hint": error.hint,
         "sqlstate": error.sqlstate,
         "table": error.table,
     }
@@ -53,8 +53,8 @@ def print_error(error: ReplicatorError, *, as_json: bool = False) -> None:
     lines = [f"error [{error.id}]: {error.what}"]
     if error.why:
         lines.append(f"  why:  {error.why}")
-    if error.mend:
-        lines.append(f"  mend: {error.mend}")
+    if error.hint:
+        lines.append(f"  hint: {error.hint}")
     print("\n".join(lines), file=sys.stderr)
 
 

@@ -21,7 +21,7 @@ _DELETES = {
     "soft": "soft: rows gone from the source get a time in _deleted_at",
     "ignore": "ignore: rows gone from the source stay",
 }
-_WARNING_KEYS = ("id", "table", "message", "mend")
+_WARNING_KEYS = ("id", "table", "message", "hint")
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
@@ -40,7 +40,7 @@ def show_plan(config: Path | None, *, as_json: bool) -> int:
         for warning in warnings:
             print()
             print(as_text(f"warning [{warning.id}]: {warning.message}"))
-            print(as_text(f"  mend: {warning.mend}"))
+            print(as_text(f"  hint: {warning.hint}"))
     errors = [table.error for table in plan.tables if table.error is not None]
     return choose_exit_code(errors, some_landed=len(errors) < len(plan.tables))
 
@@ -108,7 +108,7 @@ def _describe_estimate(estimate: Estimate) -> str:
 
 def _error_lines(error: ReplicatorError) -> list[str]:
     lines = [f"error [{error.id}]: {error.message}"]
-    return [*lines, f"mend: {error.mend}"] if error.mend else lines
+    return [*lines, f"hint: {error.hint}"] if error.hint else lines
 
 
 def _lines(label: str, texts: list[str]) -> Iterator[str]:

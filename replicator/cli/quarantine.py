@@ -72,7 +72,7 @@ def discard(config: Path | None, ids: Sequence[int], *, yes: bool, as_json: bool
         raise UsageError(
             f"{len(rows)} rows would be given up",
             why="nothing is destroyed without --yes",
-            mend="replicator quarantine discard ID --yes",
+            hint="replicator quarantine discard ID --yes",
         )
     with open_control(settings) as control:
         streams = StreamControl(control.connection, control.schema, control.pipeline)
@@ -97,5 +97,5 @@ def _choose(rows: list[Row], ids: Sequence[int]) -> list[Row]:
     """Return the rows of these numbers, all without any. Raises UsageError for a number that is not there."""
     unknown = sorted(set(ids) - {row["quarantine_id"] for row in rows})
     if unknown:
-        raise UsageError(f"no row {unknown[0]} is in quarantine", mend="replicator quarantine list")
+        raise UsageError(f"no row {unknown[0]} is in quarantine", hint="replicator quarantine list")
     return [row for row in rows if not ids or row["quarantine_id"] in ids]

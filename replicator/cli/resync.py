@@ -28,7 +28,7 @@ def run_resync(
         raise UsageError(
             "resync replaces the contents of " + (", ".join(tables) if tables else "every table"),
             why="rows of the target that the source does not have are deleted",
-            mend="say --yes; `replicator verify` shows what differs, and writes nothing",
+            hint="say --yes; `replicator verify` shows what differs, and writes nothing",
         )
     with open_run(settings) as conninfo, stop_on_signal() as stop:
         with progress_bar("parts") as progress:

@@ -20,7 +20,7 @@ def require_extra() -> None:
             raise ExtraMissing(
                 f"the package {name} is not installed",
                 why="dashboard and API are an extra",
-                mend="pip install 'replicator[serve]'",
+                hint="pip install 'replicator[serve]'",
             )
 
 

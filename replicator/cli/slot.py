@@ -73,7 +73,7 @@ def drop_slots(config: Path | None, *, yes: bool, as_json: bool) -> int:
         raise UsageError(
             f"without its slot {name} the stream cannot go on: the next `listen` copies everything",
             why="nothing is destroyed without --yes",
-            mend="replicator slot drop --yes",
+            hint="replicator slot drop --yes",
         )
     access = open_access(settings)
     with open_control(settings) as control, closing(access.open(first=True)) as source:

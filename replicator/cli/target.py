@@ -55,6 +55,6 @@ def _open_embedded(config: Path | None) -> Settings:
         raise UsageError(
             "the target of this configuration is not embedded",
             why="target.dsn names a server of yours",
-            mend="leave target.dsn out to keep an embedded PostgreSQL in data_dir",
+            hint="leave target.dsn out to keep an embedded PostgreSQL in data_dir",
         )
     return settings

@@ -46,7 +46,7 @@ def _describe(answer: Answer) -> dict[str, Any]:
         "target_key": None if seen.target_key is None else list(seen.target_key),
         "verdict": reason.verdict,
         "reason": reason.sentence,
-        "mend": reason.mend,
+        "hint": reason.hint,
         "source_row": source and {"satisfies_where": source.satisfies, "values": source.values},
         "target_row": target and {"deleted_at": target.deleted_at, "values": target.values},
         "different": [asdict(difference) for difference in seen.differences],
@@ -79,8 +79,8 @@ def _print(answer: Answer) -> None:
     key = ", ".join(f"{name} = {text}" for name, text in zip(answer.key_columns, answer.key, strict=True))
     print(as_text(f"{answer.table} ({key}) -> {answer.target}"))
     print(as_text(f"{answer.reason.verdict}: {answer.reason.sentence}"))
-    if answer.reason.mend is not None:
-        print(as_text(f"  mend: {answer.reason.mend}"))
+    if answer.reason.hint is not None:
+        print(as_text(f"  hint: {answer.reason.hint}"))
     print()
     print_table(("column", "source", "target", "differs"), list(_list_values(answer)))
     print()

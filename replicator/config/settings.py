@@ -318,7 +318,7 @@ def source_dsn(settings: Settings) -> str:
         raise ConfigError(
             "source.dsn is not set",
             why="this command reads the source database",
-            mend="put it into replicator.toml, or set REPLICATOR_SOURCE__DSN in the environment or in .env; "
+            hint="put it into replicator.toml, or set REPLICATOR_SOURCE__DSN in the environment or in .env; "
             "`replicator init --source DSN` writes a configuration",
         )
     return settings.source.dsn.get_secret_value()
@@ -338,18 +338,18 @@ def read_mask_key(settings: Settings) -> bytes | None:
     path = settings.privacy.mask_key_file
     if path is None:
         return None
-    mend = "write one: `openssl rand -hex 32 > FILE && chmod 600 FILE`"
+    hint = "write one: `openssl rand -hex 32 > FILE && chmod 600 FILE`"
     try:
         key = path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"privacy.mask_key_file: {path} cannot be read", why=error.strerror or "unknown reason", mend=mend
+            f"privacy.mask_key_file: {path} cannot be read", why=error.strerror or "unknown reason", hint=hint
         ) from None
     key = key.removesuffix(b"\n").removesuffix(b"\r")
     if not key:
-        raise ConfigError(f"privacy.mask_key_file: {path} is empty", why="hashes could be guessed", mend=mend)
+        raise ConfigError(f"privacy.mask_key_file: {path} is empty", why="hashes could be guessed", hint=hint)
     if b"\0" in key or not _is_utf8(key):
-        raise ConfigError(f"privacy.mask_key_file: {path} is not text in UTF-8", why="SQL carries text", mend=mend)
+        raise ConfigError(f"privacy.mask_key_file: {path} is not text in UTF-8", why="SQL carries text", hint=hint)
     return key
 
 
@@ -373,7 +373,7 @@ def dsn_has_password(dsn: str) -> bool:
         raise ConfigError(
             "this is not a connection string",
             why="PostgreSQL's client library cannot read it",
-            mend="write a URI (postgresql://user@host/database) or keywords (host=... dbname=... user=...)",
+            hint="write a URI (postgresql://user@host/database) or keywords (host=... dbname=... user=...)",
         ) from None
     return any(parameters.get(word) for word in ("password", "sslpassword", "oauth_client_secret"))
 

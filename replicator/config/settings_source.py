@@ -99,7 +99,7 @@ def find_config(config: Path | None, cwd: Path) -> Path | None:
         raise ConfigError(
             f"the configuration file {path} does not exist",
             why="--config names it" if config else f"{CONFIG_VARIABLE} names it",
-            mend=f"`replicator init --source DSN --config {path}` writes one",
+            hint=f"`replicator init --source DSN --config {path}` writes one",
         )
     return path
 
@@ -109,13 +109,13 @@ def read_toml(path: Path) -> Tree:
     try:
         return tomllib.loads(path.read_bytes().decode())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read", why=error.strerror, mend="check its permissions") from None
+        raise ConfigError(f"{path} cannot be read", why=error.strerror, hint="check its permissions") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{path} is not written in UTF-8", why=f"byte {error.start} is not", mend="save it as UTF-8"
+            f"{path} is not written in UTF-8", why=f"byte {error.start} is not", hint="save it as UTF-8"
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML", why=str(error), mend="correct that place") from None
+        raise ConfigError(f"{path} is not valid TOML", why=str(error), hint="correct that place") from None
 
 
 def _read_variables(model: type[BaseModel], env_file: Path) -> tuple[Tree, Tree]:
@@ -158,7 +158,7 @@ def check_env_file(env_file: Path) -> None:
             raise ConfigError(
                 f"line {line} of {env_file} cannot be read",
                 why="it is no NAME=value, or its quotes are not closed",
-                mend=f"correct line {line}: {PREFIX}SOURCE__DSN='host=... dbname=...'",
+                hint=f"correct line {line}: {PREFIX}SOURCE__DSN='host=... dbname=...'",
             )
 
 
@@ -168,7 +168,7 @@ def _count_blank(text: str) -> int:
 
 
 def _unreadable(env_file: Path) -> ConfigError:
-    return ConfigError(f"{env_file} cannot be read", mend="check its permissions; it should be UTF-8")
+    return ConfigError(f"{env_file} cannot be read", hint="check its permissions; it should be UTF-8")
 
 
 def _names_in(env_file: Path) -> Iterator[str]:
@@ -269,4 +269,4 @@ def _config_error(problems: list[str], sources: Sources) -> ConfigError:
     else:
         what = f"{len(problems)} settings cannot be used:" + "".join(f"\n  - {problem}" for problem in problems)
     where = sources.config or FILE_NAME
-    return ConfigError(what, mend=f"correct {where} or the variable; the README lists every key with its default")
+    return ConfigError(what, hint=f"correct {where} or the variable; the README lists every key with its default")

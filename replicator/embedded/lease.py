@@ -164,7 +164,7 @@ def _guard(data_dir: Path) -> Iterator[None]:
                     raise LockHeldError(
                         f"The embedded PostgreSQL in {data_dir} is being started or stopped by another command",
                         why=f"it has been at it for {GUARD_WAIT_S} seconds",
-                        mend=f"see who holds {data_dir / 'postgres.guard'} (lslocks), end that process and try again",
+                        hint=f"see who holds {data_dir / 'postgres.guard'} (lslocks), end that process and try again",
                     ) from None
             time.sleep(GUARD_POLL_S)
         yield

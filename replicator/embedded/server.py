@@ -94,7 +94,7 @@ class EmbeddedServer:
                 raise OperatorError(
                     f"The embedded PostgreSQL in {self.data_dir} did not stop within {timeout_s:.0f} seconds",
                     why=f"what it waits for is in {self.log}",
-                    mend="replicator target down",
+                    hint="replicator target down",
                     id="embedded_stop",
                 )
             time.sleep(0.02)
@@ -145,7 +145,7 @@ class EmbeddedServer:
                 f"The embedded PostgreSQL cannot reach its data directory {self.data_dir}",
                 why=f"PostgreSQL refuses to run as root, so it runs as uid {self._user.uid}, "
                 f"which may not pass {closed}",
-                mend="set `data_dir` to a directory below one that every user may pass, such as /var/lib/replicator, "
+                hint="set `data_dir` to a directory below one that every user may pass, such as /var/lib/replicator, "
                 "or run replicator as an ordinary user",
                 id="embedded_closed_directory",
             )
@@ -218,18 +218,18 @@ class EmbeddedServer:
         raise OperatorError(
             f"The embedded PostgreSQL in {self.data_dir} did not start",
             why=find_reason(f"{said}\n{done.stderr}") or f"pg_ctl ended with {done.returncode}",
-            mend=f"the whole story is in {self.log}",
+            hint=f"the whole story is in {self.log}",
             id="embedded_start",
         )
 
     def _explain_timeout(self, state: Ping, timeout_s: float) -> OperatorError | PassingError:
         what = f"The embedded PostgreSQL in {self.data_dir} took no connections for {timeout_s:.0f} seconds"
         if state is Ping.REJECT:
-            return PassingError(what, why="it is recovering or stopping", mend=f"try again; its log is {self.log}")
+            return PassingError(what, why="it is recovering or stopping", hint=f"try again; its log is {self.log}")
         pid = self._read_pid()
         return OperatorError(
             what,
             why=f"process {pid} holds the cluster but does not answer at its socket",
-            mend=f"kill -INT {pid}, then try again; its log is {self.log}",
+            hint=f"kill -INT {pid}, then try again; its log is {self.log}",
             id="embedded_start",
         )

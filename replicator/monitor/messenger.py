@@ -63,7 +63,7 @@ class Messenger:
             raise ConfigError(
                 f"alerts.urls: address {', '.join(wrong)} cannot be used",
                 why="Apprise does not know the scheme, or something that this one needs is not in the address",
-                mend="write it as Apprise wants it, like mailto://user:password@mail.example or json://host/path",
+                hint="write it as Apprise wants it, like mailto://user:password@mail.example or json://host/path",
                 id="alert_address",
             )
 

@@ -17,10 +17,10 @@ class Finding:
     id: str
     severity: Severity
     message: str
-    mend: str | None = None
+    hint: str | None = None
     table: str | None = None
 
 
 def find_error(error: ReplicatorError, *, table: str | None = None, id: str | None = None) -> Finding:
     """Return the finding that stands for what would stop a sync."""
-    return Finding(id or error.id, "error", error.message, error.mend, error.table or table)
+    return Finding(id or error.id, "error", error.message, error.hint, error.table or table)

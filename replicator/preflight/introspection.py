@@ -65,7 +65,7 @@ def _no_match(pattern: str) -> UsageError:
     return UsageError(
         f"no table of the source matches {pattern}",
         why="patterns take tables and partitioned tables; a view has to be named",
-        mend="correct --tables",
+        hint="correct --tables",
     )
 
 
@@ -93,6 +93,6 @@ def name_patterns(given: Sequence[str]) -> list[str]:
             patterns.setdefault(parse_pattern(text), text)
         except ValueError as error:
             raise UsageError(
-                "--tables is no table name or pattern", why=str(error), mend="write schema.table or schema.*"
+                "--tables is no table name or pattern", why=str(error), hint="write schema.table or schema.*"
             ) from None
     return list(patterns.values())

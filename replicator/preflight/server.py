@@ -78,12 +78,12 @@ def check_version(facts: ServerFacts, side: Side) -> Finding:
     """Say which server it is, and whether its version is among those that are tested."""
     name = f"PostgreSQL {facts.version}, database {facts.database}, role {facts.role}"
     if facts.major < OLDEST_TESTED:
-        untested, mend = f"older than {OLDEST_TESTED}", f"upgrade the {side}, or try a table first and compare it"
+        untested, hint = f"older than {OLDEST_TESTED}", f"upgrade the {side}, or try a table first and compare it"
     elif facts.major > NEWEST_TESTED:
-        untested, mend = f"newer than {NEWEST_TESTED}", "look for a newer release of replicator"
+        untested, hint = f"newer than {NEWEST_TESTED}", "look for a newer release of replicator"
     else:
         return Finding(f"{side}_reachable", "ok", name)
-    return Finding(f"{side}_reachable", "warn", f"{name}; a version {untested} is not tested", mend)
+    return Finding(f"{side}_reachable", "warn", f"{name}; a version {untested} is not tested", hint)
 
 
 def read_sslmode(connection: Connection) -> str:
@@ -121,20 +121,20 @@ def _check_pooler(
     """Find a pooler by the process id in its greeting, which is its own invention."""
     if connection.info.backend_pid == facts.pid:
         return
-    mend = f"point {side}.dsn at PostgreSQL itself, not at the pooler"
+    hint = f"point {side}.dsn at PostgreSQL itself, not at the pooler"
     if shares_servers(connection, facts.pid, reopen):
         yield Finding(
             "session_not_pinned",
             "error",
             f"the {side} is reached through a pooler that gives a session's server to others between transactions",
-            f"{mend}; or let it pool by session (pgbouncer: pool_mode = session for this database)",
+            f"{hint}; or let it pool by session (pgbouncer: pool_mode = session for this database)",
         )
     else:
         yield Finding(
             "pooler",
             "warn",
             f"the {side} is reached through a pooler, which can end long reads and idle sessions",
-            mend,
+            hint,
         )
 
 

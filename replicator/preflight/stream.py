@@ -69,7 +69,7 @@ def _sum_up(facts: SourceFacts) -> Finding:
         "stream",
         "ok",
         "`listen` is not to be had: " + "; ".join(error.message for error in facts.gaps) + " (`sync` needs none of it)",
-        "; ".join(error.mend for error in facts.gaps if error.mend),
+        "; ".join(error.hint for error in facts.gaps if error.hint),
     )
 
 

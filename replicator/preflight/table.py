@@ -46,10 +46,10 @@ def check_plan(plan: Plan, *, deep: bool = False) -> Iterator[Finding]:
 def check_selection(plan: Plan) -> Iterator[Finding]:
     """Find patterns that select nothing, and tables that they select no longer."""
     for pattern in plan.idle_patterns:
-        message, mend = explain_idle_pattern(pattern)
-        yield Finding("pattern_without_match", "warn", message, mend)
+        message, hint = explain_idle_pattern(pattern)
+        yield Finding("pattern_without_match", "warn", message, hint)
     for error in map(vanished, plan.vanished):
-        yield Finding(error.id, "warn", error.message, error.mend, error.table)
+        yield Finding(error.id, "warn", error.message, error.hint, error.table)
 
 
 def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:

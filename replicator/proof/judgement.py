@@ -33,7 +33,7 @@ def not_synced(table: str | None = None) -> OperatorError:
     return OperatorError(
         f"{table or 'nothing'} has {'not ' if table else ''}been synced yet",
         why="there is no copy to compare with",
-        mend="replicator sync",
+        hint="replicator sync",
         id="not_synced",
         table=table,
     )
@@ -44,7 +44,7 @@ def target_missing(job: Job) -> OperatorError:
     return OperatorError(
         f"{format_table_name(*job.target)} is not in the target any more",
         why=f"{job.table} was copied there, and somebody dropped or renamed it",
-        mend=f"replicator resync '{job.table}' --yes; or name its target in replicator.toml",
+        hint=f"replicator resync '{job.table}' --yes; or name its target in replicator.toml",
         id="target_missing",
         table=job.table,
     )
@@ -85,7 +85,7 @@ def open_target_table(session: Session, job: Job, system_identifier: str) -> Tar
         raise SchemaDrift(
             f"the columns of {job.table} changed since the last sync",
             why="the target does not have them as the rules would make them now",
-            mend=f"replicator sync '{job.table}'",
+            hint=f"replicator sync '{job.table}'",
             table=job.table,
         )
     return TargetTable(existing, *describe_target(session.connection, job, existing, types, evolution, session.digest))

@@ -101,7 +101,7 @@ class StreamedLook:
                 raise PassingError(
                     f"the listener does not come up to the snapshot of {self.job.table}",
                     why="it has stopped, or its position does not move",
-                    mend="replicator status; without a listener the table is compared as any other",
+                    hint="replicator status; without a listener the table is compared as any other",
                     id="listener_behind",
                     table=self.job.table,
                 )

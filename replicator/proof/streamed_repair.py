@@ -111,7 +111,7 @@ class _Repair:
             try:
                 spellings = spell_key(self.source, self.job)
                 for start in range(0, len(findings), CHUNK_KEYS):
-                    self._mend(findings[start : start + CHUNK_KEYS], fresh, spellings)
+                    self._repair(findings[start : start + CHUNK_KEYS], fresh, spellings)
             finally:
                 fresh.close()
         else:
@@ -136,12 +136,12 @@ class _Repair:
         raise OperatorError(
             f"{name} has no key, and the listener has not read it again yet",
             why="its rows can only be exchanged as a whole, at a point of the stream",
-            mend="nothing: the listener does it as soon as it can; replicator verify shows whether it has",
+            hint="nothing: the listener does it as soon as it can; replicator verify shows whether it has",
             id="listener_rereads",
             table=name,
         )
 
-    def _mend(self, findings: Sequence[Finding], fresh: FreshReader, spellings: Sequence[str]) -> None:
+    def _repair(self, findings: Sequence[Finding], fresh: FreshReader, spellings: Sequence[str]) -> None:
         """Write one chunk in one transaction, with nothing of the stream landing meanwhile."""
         connection, control = self.session.connection, self.session.control
         with connection.transaction():

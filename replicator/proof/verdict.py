@@ -36,7 +36,7 @@ class Verdict:
     name, of a table without key or beside a row of the same key; digests: the sums of their hashes on both sides.
     undecided: keys that were being changed at every look of a table that a listener keeps; is_undecided: so was a table
     without key.
-    repaired: rows written or deleted to mend it. key, columns: names in the target, columns in the order of a finding's
+    repaired: rows written or deleted. key, columns: names in the target, columns in the order of a finding's
     values.
     """
 

@@ -72,7 +72,7 @@ def verify(
     progress: ProgressHook | None = None,
     stop: threading.Event | None = None,
 ) -> VerifyResult:
-    """Compare tables, all by default; repair: mend those that differ, and nothing but the rows that do.
+    """Compare tables, all by default; repair: repair those that differ, and nothing but the rows that do.
 
     jobs: tables at a time. Raises our errors when not even a list of tables could be made.
     """
@@ -140,7 +140,7 @@ def audit_streamed(
     triggered_by: str = "manual",
     stop: threading.Event | None = None,
 ) -> None:
-    """Verify, and mend, the tables that a sync left to the listener; the result gets what that adds.
+    """Verify, and repair, the tables that a sync left to the listener; the result gets what that adds.
 
     Those under a million rows every time, larger ones as often as `audit_every` says.
     """
@@ -337,7 +337,7 @@ class VerifyRound(Round):
             raise PassingError(
                 f"{job.table} was synced in the meantime",
                 why="its rows are younger than the snapshot they would be compared with",
-                mend="it is compared again by itself",
+                hint="it is compared again by itself",
                 id="snapshot_outdated",
                 table=job.table,
             )

@@ -34,13 +34,13 @@ TableName = Annotated[str, Field(max_length=500, pattern=rf"^{_PART}(\.{_PART})?
 
 
 class Problem(BaseModel):
-    """RFC 9457. `mend`: what to do about it."""
+    """RFC 9457. `hint`: what to do about it."""
 
     type: str
     title: str
     status: int
     detail: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 class Document(BaseModel):
@@ -279,5 +279,5 @@ async def tell_misuse(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = [{"where": [str(part) for part in one["loc"]], "what": str(one["type"])} for one in error.errors()]
     where = ", ".join(".".join(one["where"]) for one in wrong)
-    misuse = UsageError(f"the request does not fit at {where}"[:500], mend=f"GET {PREFIX}/openapi.json")
-    return problem(422, misuse.message, id=misuse.id, mend=misuse.mend, errors=wrong[:20])
+    misuse = UsageError(f"the request does not fit at {where}"[:500], hint=f"GET {PREFIX}/openapi.json")
+    return problem(422, misuse.message, id=misuse.id, hint=misuse.hint, errors=wrong[:20])

@@ -79,7 +79,7 @@ class Desk:
 
     def _check_free(self, command: Command) -> None:
         if self._launcher.is_draining:
-            raise LockHeldError("this process is about to end", mend="ask again in a moment", id="draining")
+            raise LockHeldError("this process is about to end", hint="ask again in a moment", id="draining")
         rivals = _WRITING if command in _WRITING else ("verify",)
         if self._launcher.is_busy(*rivals):
             raise _busy()
@@ -88,10 +88,10 @@ class Desk:
 def read_names(tables: Sequence[str]) -> tuple[str, ...]:
     """Return table names as the record has them. Raises UsageError for one that is none."""
     if len(tables) > MOST_TABLES:
-        raise UsageError(f"at most {MOST_TABLES} tables can be named", mend="name none: all are taken then")
+        raise UsageError(f"at most {MOST_TABLES} tables can be named", hint="name none: all are taken then")
     for name in tables:
         if "\0" in name or len(name) > 500:
-            raise UsageError("a table's name is longer than any, or has a NUL", mend="write schema.table")
+            raise UsageError("a table's name is longer than any, or has a NUL", hint="write schema.table")
     return tuple(sorted({read_table_argument(name) for name in tables}))
 
 
@@ -99,6 +99,6 @@ def _busy() -> LockHeldError:
     return LockHeldError(
         "a run of this pipeline is under way",
         why="one at a time writes to its tables",
-        mend="wait for its end: GET /api/v1/runs?status=running shows it",
+        hint="wait for its end: GET /api/v1/runs?status=running shows it",
         id="run_held",
     )

@@ -31,15 +31,15 @@ def answer(document: Mapping[str, Any], status: int = 200, headers: Mapping[str,
     return Response(write({"schema": SCHEMA_VERSION, **document}), status, headers, "application/json")
 
 
-def problem(status: int, detail: str, *, id: str = "about:blank", mend: str | None = None, **more: Any) -> Response:
-    """Return a problem document. id: our error's, which becomes a relative URI; mend: what to do about it."""
+def problem(status: int, detail: str, *, id: str = "about:blank", hint: str | None = None, **more: Any) -> Response:
+    """Return a problem document. id: our error's, which becomes a relative URI; hint: what to do about it."""
     headers = {"WWW-Authenticate": 'Bearer realm="replicator"'} if status == HTTPStatus.UNAUTHORIZED else None
     document = {
         "type": id if id == "about:blank" else f"urn:replicator:error:{id}",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
-        **({"mend": mend} if mend else {}),
+        **({"hint": hint} if hint else {}),
         **more,
     }
     return Response(write(document), status, headers, PROBLEM_TYPE)
@@ -47,7 +47,7 @@ def problem(status: int, detail: str, *, id: str = "about:blank", mend: str | No
 
 def describe_problem(error: ReplicatorError) -> Response:
     """Return the problem document of one of our errors."""
-    return problem(find_status(error), error.message, id=error.id, mend=error.mend)
+    return problem(find_status(error), error.message, id=error.id, hint=error.hint)
 
 
 def find_status(error: ReplicatorError) -> int:

@@ -28,7 +28,7 @@ MOST_BODY_BYTES = 512 * 1024
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _STATIC = "/static/"
 _READING = frozenset({"GET", "HEAD"})
-_MEND = "openssl rand -hex 32 > {path} && chmod 600 {path}"
+_HINT = "openssl rand -hex 32 > {path} && chmod 600 {path}"
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -46,28 +46,28 @@ def read_token(path: Path | None, host: str) -> str | None:
 
     Raises ConfigError for a bind that others reach without a token, and for a token that can be guessed.
     """
-    mend = _MEND.format(path=path or "api.token")
+    hint = _HINT.format(path=path or "api.token")
     try:
         token = path.read_text("utf-8").strip() if path is not None else None
     except FileNotFoundError:
         token = None
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise ConfigError(f"serve.token_file: {path} cannot be read", why=why, mend=mend) from None
+        raise ConfigError(f"serve.token_file: {path} cannot be read", why=why, hint=hint) from None
     if token is None:
         if is_loopback(host):
             return None
         raise ConfigError(
             f"serve.host is {host}, and there is no token file",
             why="others than this machine could read the pages and start runs",
-            mend=f"{mend}; or bind to 127.0.0.1",
+            hint=f"{hint}; or bind to 127.0.0.1",
             id="token_missing",
         )
     if len(token) < LEAST_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
             f"serve.token_file: the token in {path} cannot be used",
             why=f"it should be at least {LEAST_TOKEN_LENGTH} printable ASCII characters without spaces",
-            mend=mend,
+            hint=hint,
             id="token_weak",
         )
     return token

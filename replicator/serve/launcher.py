@@ -71,7 +71,7 @@ class Launcher:
     def start(self, order: Order) -> None:
         """Start a run. Raises LockHeldError once this process is about to end, OSError when no process can be made."""
         if self.is_draining:
-            raise LockHeldError("this process is about to end", mend="ask again in a moment", id="draining")
+            raise LockHeldError("this process is about to end", hint="ask again in a moment", id="draining")
         process = subprocess.Popen(
             build_command(self._config, order.command, *_arguments(order)),
             stdin=subprocess.DEVNULL,
@@ -174,11 +174,11 @@ def read_outcome(exit_code: int, out: bytes) -> Outcome:
     except ValueError:
         document = {}
     error: dict[str, Any] = document.get("error") or next(iter(document.get("errors", {}).values()), {})
-    message, mend = error.get("message"), error.get("mend")
+    message, hint = error.get("message"), error.get("hint")
     if exit_code < 0:
         message = f"the process was ended by {signal.Signals(-exit_code).name}"
     verdicts = [_count(table) for table in document.get("tables", []) if "equal" in table]
-    return Outcome(exit_code, verdicts, message, mend)
+    return Outcome(exit_code, verdicts, message, hint)
 
 
 def _count(verdict: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Outcome:
     exit_code: int
     verdicts: Sequence[Row] = ()
     error_message: str | None = None
-    error_mend: str | None = None
+    error_hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class StartedRuns:
             exit_code=outcome.exit_code,
             verdicts=json.dumps(list(outcome.verdicts)),
             error_message=outcome.error_message,
-            error_mend=outcome.error_mend,
+            error_hint=outcome.error_hint,
         )
 
     def close_asked(self, alive: Iterable[UUID], commands: Sequence[Command], grace_s: float) -> None:

@@ -52,7 +52,7 @@ def serve(
     log = get_logger()
     if token_is_exposed(settings.serve.token_file):
         log.warning(
-            "token_file_exposed", file=str(settings.serve.token_file), mend="chmod 600 it, and make a new token"
+            "token_file_exposed", file=str(settings.serve.token_file), hint="chmod 600 it, and make a new token"
         )
     launcher = Launcher(settings, target_conninfo, config)
     supervisor = Supervisor(config) if listens else None
@@ -148,7 +148,7 @@ def _bind(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"serve.host and serve.port: nothing can listen at {host}, port {port}",
             why=error.strerror or type(error).__name__,
-            mend="choose another port, or end what listens there",
+            hint="choose another port, or end what listens there",
             id="port_taken",
         ) from None
     return bound

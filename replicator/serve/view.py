@@ -166,6 +166,6 @@ class Views:
             raise PassingError(
                 "the control schema is not ready",
                 why="its migrations have not run yet",
-                mend="wait for a moment: `serve` makes them as soon as the target answers",
+                hint="wait for a moment: `serve` makes them as soon as the target answers",
                 id="not_ready",
             )

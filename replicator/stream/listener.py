@@ -62,7 +62,7 @@ class Listener:
         self.search: Search | None = None
 
     def run(self) -> ListenResult:
-        """Listen. Raises what only an operator can mend; passing errors are borne, for ever unless bounded."""
+        """Listen. Raises what only an operator can fix; passing errors are borne, for ever unless bounded."""
         self.log.info("run_started", path="listen", triggered_by="listener")
         try:
             for attempt in self.patience.attempts():
@@ -162,6 +162,6 @@ def _stopped_early() -> OperatorError:
     return OperatorError(
         "the listener was stopped before it reached its end",
         why="a signal asked the process to end",
-        mend="nothing is lost: run it again",
+        hint="nothing is lost: run it again",
         id="interrupted",
     )

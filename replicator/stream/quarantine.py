@@ -114,7 +114,7 @@ class _Retry:
         if chosen is None:
             raise OperatorError(
                 f"{table} is not part of the configuration any more",
-                mend="replicator quarantine discard ID --yes",
+                hint="replicator quarantine discard ID --yes",
                 table=table,
             )
         with translated("target"):
@@ -127,7 +127,7 @@ class _Retry:
             if existing is None or evolution.before:
                 raise OperatorError(
                     f"the definition of {table} has changed",
-                    mend="run `replicator sync`, or `listen`, first",
+                    hint="run `replicator sync`, or `listen`, first",
                     table=table,
                 )
             target, shape = describe_target(self.target, job, existing, types, evolution, Digest.PORTABLE)

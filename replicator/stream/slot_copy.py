@@ -42,7 +42,7 @@ class SlotRound(Round):
                 raise PassingError(
                     "a table was emptied or rewritten while the copy began",
                     why="the slot's snapshot is older than that",
-                    mend="the copy begins anew by itself",
+                    hint="the copy begins anew by itself",
                     id="snapshot_outdated",
                 )
 

@@ -108,7 +108,7 @@ class StreamStart:
             raise ConfigError(
                 "none of the configured tables has a stream",
                 why="views, materialized views, foreign and unlogged tables are not published",
-                mend="name other tables under [[tables]]; these stay with `replicator sync`",
+                hint="name other tables under [[tables]]; these stay with `replicator sync`",
                 id="no_tables",
             )
         self._publish(chosen, {table.table: jobs[table.table] for table in chosen})
@@ -148,7 +148,7 @@ class StreamStart:
             raise OperatorError(
                 f"the replication slot {name} is there, and nothing is known of it here",
                 why="it belongs to another target, or this target was restored from an older backup",
-                mend="replicator slot drop --yes, then replicator listen; or set listen.slot to another name",
+                hint="replicator slot drop --yes, then replicator listen; or set listen.slot to another name",
                 id="slot_unknown",
             )
         repair_xid = state.repair_xid if state.timeline == timeline else None
@@ -177,7 +177,7 @@ class StreamStart:
             return SafetyStop(
                 "the source is another database cluster than before",
                 why="its system identifier changed: a wrong address would replace all rows",
-                mend="if it is the right one: replicator slot drop --yes, then replicator listen",
+                hint="if it is the right one: replicator slot drop --yes, then replicator listen",
                 id="source_changed",
             )
         what = None
@@ -195,7 +195,7 @@ class StreamStart:
             )
         if what is None:
             return None
-        return OperatorError(what[1], why=f"{what[2]}; changes in between would be lost", mend=_REPAIR, id=what[0])
+        return OperatorError(what[1], why=f"{what[2]}; changes in between would be lost", hint=_REPAIR, id=what[0])
 
     def _copy(
         self,
@@ -323,7 +323,7 @@ class StreamStart:
             raise PassingError(
                 f"{missing[0].table} changed while it was read again",
                 why="its definition is not the one that was copied",
-                mend="it is tried again by itself",
+                hint="it is tried again by itself",
                 id="definition_changed",
             )
         return known
@@ -363,6 +363,6 @@ def _wait_ended(slot: str) -> PassingError:
     return PassingError(
         f"the wait for the slot {slot} was ended",
         why="a signal asked the process to end",
-        mend="nothing is lost: run it again",
+        hint="nothing is lost: run it again",
         id="interrupted",
     )

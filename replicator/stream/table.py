@@ -157,7 +157,7 @@ def check_rereads(job: Job, unsent: Sequence[str]) -> None:
         why=f"column {unsent[0]} is generated, and not published"
         if unsent
         else "`where` and masks with an SQL expression are computed by the source, which finds a row by its key",
-        mend=f'configure its key, or exclude = ["{unsent[0]}"]' if unsent else "configure its key, or drop the rule",
+        hint=f'configure its key, or exclude = ["{unsent[0]}"]' if unsent else "configure its key, or drop the rule",
         id="key_missing",
         table=job.table,
     )
@@ -178,6 +178,6 @@ def check_key(job: Job) -> None:
         raise ConfigError(
             f"{job.table}: key column {masked[0]} is masked with an SQL expression",
             why="of a deleted row the stream knows the key alone, and cannot compute what it became",
-            mend="mask it with hash, or configure another key",
+            hint="mask it with hash, or configure another key",
             table=job.table,
         )

@@ -99,7 +99,7 @@ def take_inventory(connection: Connection, settings: Settings, wanted: Sequence[
             raise UsageError(
                 f"{name} is not a table of this configuration",
                 why=_nearest(name, known) or "no [[tables]] entry or pattern selects it",
-                mend="add it to replicator.toml, or correct the name",
+                hint="add it to replicator.toml, or correct the name",
             )
         tables = [t for t in tables if t.table in names]
         missing = {name: error for name, error in missing.items() if name in names}
@@ -158,7 +158,7 @@ def vanished(table: str) -> PreflightError:
     return PreflightError(
         f"{table} is gone from the source",
         why="it was dropped or renamed, or became a partition; its rows in the target stay as they were",
-        mend=f"if that is right: replicator forget '{table}' --yes",
+        hint=f"if that is right: replicator forget '{table}' --yes",
         id="table_vanished",
         table=table,
     )
@@ -170,7 +170,7 @@ def require_tables(inventory: Inventory) -> None:
         raise ConfigError(
             "the configuration selects no table of the source",
             why="no table matches its patterns: a typo, a wrong database, or a schema that the role cannot see",
-            mend="replicator check; or correct name under [[tables]]",
+            hint="replicator check; or correct name under [[tables]]",
             id="no_tables",
         )
 
@@ -179,7 +179,7 @@ def _in_control_schema(relation: Listed, target: tuple[str, str]) -> ConfigError
     return ConfigError(
         f"{format_table_name(relation.schema, relation.name)} would be copied into the control schema",
         why=f"{target[0]} belongs to replicator itself",
-        mend="give the table another target, or set target.control_schema to another name",
+        hint="give the table another target, or set target.control_schema to another name",
     )
 
 
@@ -216,7 +216,7 @@ def read_mapping(connection: Connection, relation: Relation, chosen: Chosen) -> 
         raise ConfigError(
             f"{chosen.table}: the SQL of where or mask does not work on the source",
             why=f"SQLSTATE {state} ({type(error).__name__})",
-            mend="try it in psql with: set search_path = ''; names outside pg_catalog need their schema",
+            hint="try it in psql with: set search_path = ''; names outside pg_catalog need their schema",
             table=chosen.table,
         ) from error
     types = {
@@ -236,7 +236,7 @@ def _find_missing(settings: Settings, found: set[tuple[str, str]], known: Sequen
             missing[table] = PreflightError(
                 f"{table} is missing on the source",
                 why=_nearest(table, known) or "no table or view has that name, or its schema is a system schema",
-                mend="create it, correct the name, or take it out of replicator.toml",
+                hint="create it, correct the name, or take it out of replicator.toml",
                 id="table_missing",
                 sqlstate="42P01",
                 table=table,
@@ -255,7 +255,7 @@ def read_table_argument(name: str) -> str:
         return format_table_name(*parse_table_name(name))
     except ValueError as error:
         raise UsageError(
-            "a TABLE argument is not a table's name", why=str(error), mend="write schema.table, quoted as in SQL"
+            "a TABLE argument is not a table's name", why=str(error), hint="write schema.table, quoted as in SQL"
         ) from None
 
 
@@ -266,6 +266,6 @@ def _check_targets(tables: Sequence[Chosen]) -> None:
             raise ConfigError(
                 f"{taken[chosen.target]} and {chosen.table} have the same target",
                 why=f"both would write {format_table_name(*chosen.target)}",
-                mend="give one of them another target",
+                hint="give one of them another target",
             )
         taken[chosen.target] = chosen.table

@@ -261,7 +261,7 @@ def unwritable(table: str) -> ConfigError:
     return ConfigError(
         f"the name of {table} has a character that the target's encoding lacks",
         why="neither the table nor the record of its batches can have this name there",
-        mend="create the target database with encoding 'UTF8' template template0; or take the table out",
+        hint="create the target database with encoding 'UTF8' template template0; or take the table out",
         id="name_not_writable",
         sqlstate="22P05",
         table=table,
@@ -273,7 +273,7 @@ def interrupted() -> OperatorError:
     return OperatorError(
         "the run was stopped before this table landed",
         why="a signal asked the process to end",
-        mend="nothing is half done: run replicator sync again",
+        hint="nothing is half done: run replicator sync again",
         id="interrupted",
     )
 
@@ -283,6 +283,6 @@ def unfinished() -> OperatorError:
     return OperatorError(
         "the run ended before this table landed",
         why="an error that concerns the whole run",
-        mend="see the run's own error; nothing is half done",
+        hint="see the run's own error; nothing is half done",
         id="unfinished",
     )

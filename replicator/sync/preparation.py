@@ -107,7 +107,7 @@ def went_away(table: str) -> PassingError:
     return PassingError(
         f"{table} went away",
         why="it was there a moment ago",
-        mend="it is looked for again by itself",
+        hint="it is looked for again by itself",
         id="table_went_away",
         table=table,
     )
@@ -174,7 +174,7 @@ def missing_mask_key(table: str) -> ConfigError:
     return ConfigError(
         f"{table} has a column masked with hash, and there is no key",
         why="privacy.mask_key_file is empty",
-        mend="head -c 32 /dev/urandom | base64 > mask.key, and set mask_key_file under [privacy]",
+        hint="head -c 32 /dev/urandom | base64 > mask.key, and set mask_key_file under [privacy]",
         id="mask_key_missing",
         table=table,
     )

@@ -128,7 +128,7 @@ def _gap(side: str, role: str, act: str, grants: Sequence[sql.Composed], table: 
     return PreflightError(
         f"role {role} may not {act}",
         why=f"it lacks rights on the {side}",
-        mend="; ".join(grant.as_string() for grant in grants),
+        hint="; ".join(grant.as_string() for grant in grants),
         id="grant_missing",
         sqlstate="42501",
         table=table,

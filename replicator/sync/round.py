@@ -368,7 +368,7 @@ def gave_way(table: str | None = None) -> PassingError:
     return PassingError(
         "a read was given up",
         why="somebody waits for a stronger lock on a table that was to be read",
-        mend="it is tried again by itself",
+        hint="it is tried again by itself",
         id="gave_way",
         sqlstate="55P03",
         table=table,
@@ -380,6 +380,6 @@ def snapshot_ended() -> PassingError:
     return PassingError(
         "the snapshot ended with the read that failed",
         why="on a standby one session reads all tables",
-        mend="the others are read in a new snapshot, by itself",
+        hint="the others are read in a new snapshot, by itself",
         id="snapshot_ended",
     )

@@ -46,7 +46,7 @@ class LogShipper:
             raise ExtraMissing(
                 "logs.ship_url is set, and the extra otel is not installed",
                 why="logs are shipped by OpenTelemetry's exporter",
-                mend="pip install 'replicator[otel]'",
+                hint="pip install 'replicator[otel]'",
             )
         self._url = url
         self._queue: queue.Queue[Event | None] = queue.Queue(queue_events)

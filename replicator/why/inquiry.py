@@ -121,7 +121,7 @@ class _Inquiry:
             raise UsageError(
                 f"{job.table} has no key",
                 why="its rows are compared as a multiset: none of them is another's counterpart",
-                mend="configure a key for the table, or compare it whole: replicator verify",
+                hint="configure a key for the table, or compare it whole: replicator verify",
                 table=job.table,
             )
         with translated("target", chosen.table):
@@ -185,7 +185,7 @@ class _Inquiry:
             raise UsageError(
                 f"the key of {self.job.table} has {len(columns)} values, {len(key)} were given",
                 why=f"its columns are {', '.join(names)}, in this order",
-                mend=f"replicator why '{self.job.table}' {' '.join(name.upper() for name in names)}",
+                hint=f"replicator why '{self.job.table}' {' '.join(name.upper() for name in names)}",
                 table=self.job.table,
             )
         with translated("source", self.job.table):
@@ -212,7 +212,7 @@ class _Inquiry:
             raise UsageError(
                 f"value {place} of the key {what}",
                 why=f"column {cell.column} has that type (SQLSTATE {error.sqlstate})",
-                mend="write it as PostgreSQL would",
+                hint="write it as PostgreSQL would",
                 sqlstate=error.sqlstate,
                 table=self.job.table,
             ) from None

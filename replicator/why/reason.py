@@ -87,11 +87,11 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """verdict: one word, stable. sentence: for people. mend: what changes it, if anything is to be changed."""
+    """verdict: one word, stable. sentence: for people. hint: what changes it, if anything is to be changed."""
 
     verdict: str
     sentence: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 SETTLED = frozenset({"equal", "absent", "deleted", "excluded", "kept"})
@@ -120,7 +120,7 @@ def find_reason(seen: Sighting) -> Reason:
 def _find_refusal(seen: Sighting) -> Reason | None:
     if seen.refusal is None:
         return None
-    return Reason("refused", f"the row is in the source, and {seen.refusal.message}", seen.refusal.mend)
+    return Reason("refused", f"the row is in the source, and {seen.refusal.message}", seen.refusal.hint)
 
 
 def _find_ambiguity(seen: Sighting) -> Reason | None:
@@ -171,7 +171,7 @@ def _find_refused_change(seen: Sighting) -> Reason | None:
         "stopped",
         f"the listener stopped at a change of it at {_moment(row['last_at'])}: the target refused it "
         f"({row['error_code']}: {row['error_message']})",
-        "mend what refuses it, or the row in the source; then replicator listen",
+        "fix what refuses it, or the row in the source; then replicator listen",
     )
 
 
@@ -211,7 +211,7 @@ def _find_stream_reason(seen: Sighting) -> Reason | None:
 def _find_stop(seen: Sighting) -> Reason | None:
     if seen.problem is None:
         return None
-    return Reason("stopped", f"the next sync would stop: {seen.problem.message}", seen.problem.mend)
+    return Reason("stopped", f"the next sync would stop: {seen.problem.message}", seen.problem.hint)
 
 
 def _find_next(seen: Sighting) -> Reason | None:
@@ -287,7 +287,7 @@ def _mention_failure(reason: Reason, seen: Sighting) -> Reason:
         told = "a run is at work on the table, or was killed"
     else:
         told = f"the last run of the table failed ({batch['error_code']}: {batch['error_message']})"
-    return Reason(reason.verdict, f"{reason.sentence}; {told}", reason.mend)
+    return Reason(reason.verdict, f"{reason.sentence}; {told}", reason.hint)
 
 
 def _command(name: str, seen: Sighting, *options: str) -> str:

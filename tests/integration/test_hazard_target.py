@@ -8,7 +8,7 @@ import pytest
 from psycopg import sql
 
 from tests.conftest import MakeCluster, MakePair
-from tests.nightly import assert_tables_equal, read_mend, read_types, refuse, sync, sync_idly
+from tests.nightly import assert_tables_equal, read_hint, read_types, refuse, sync, sync_idly
 from tests.pair import Finished, Pair
 from tests.wait import wait_until
 
@@ -118,7 +118,7 @@ def test_a_column_that_the_target_lacks_is_added_or_told_or_left_out(pair: Pair,
     if policy == "freeze":
         finished = refuse(pair, 8, "public.people", "score", "ADD COLUMN")
         assert pair.target.execute("select * from people").fetchall() == [(1, "old")]
-        pair.as_writer.execute(read_mend(finished))
+        pair.as_writer.execute(read_hint(finished))
     sync(pair)
     columns = ["id", "email"] if policy == "ignore" else ["id", "email", "score"]
     pair.assert_equal("public.people", columns=columns)
@@ -240,7 +240,7 @@ def test_a_deferrable_key_of_the_target_is_refused_with_the_key_that_would_do(pa
     pair.write_config(tables=["public.people"])
     finished = refuse(pair, 3, "public.people", "deferrable")
     assert pair.target.execute("select * from people").fetchall() == [(1, "old", 1)]
-    pair.as_writer.execute(read_mend(finished))
+    pair.as_writer.execute(read_hint(finished))
     sync(pair)
     pair.assert_equal("public.people")
 
@@ -335,7 +335,7 @@ def test_rules_of_the_target_lose_no_row(make_pair: MakePair, replica: bool, eve
     finished = pair.run("sync", check=None)
     assert planned.exit_code == finished.exit_code
     if finished.exit_code:
-        pair.as_writer.execute(read_mend(refuse(pair, 3, "target_rules")))
+        pair.as_writer.execute(read_hint(refuse(pair, 3, "target_rules")))
         sync(pair)
     pair.assert_equal("public.people")
     assert (finished.exit_code == 0) is (replica and event != "update")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.nightly import read_mend, refuse, sync, sync_idly
+from tests.nightly import read_hint, refuse, sync, sync_idly
 from tests.pair import Pair
 
 ROWS = 5000
@@ -118,7 +118,7 @@ def test_rows_that_cannot_have_the_new_key_and_hold_more_than_the_source_need_a_
     assert planned["error"]["id"] == "new_key"
     finished = refuse(pair, 8, "[new_key]", "public.t", "code")
     assert count(pair, "local = 'kept ' || id") == ROWS
-    pair.as_writer.execute(read_mend(finished).encode())
+    pair.as_writer.execute(read_hint(finished).encode())
     sync(pair)
     pair.assert_equal("public.t")
     assert count(pair, "local = 'kept ' || id") == ROWS - 1

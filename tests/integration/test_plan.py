@@ -167,7 +167,7 @@ def test_a_narrowed_column_stops_only_its_table(pair: Pair) -> None:
     assert tables["public.u"]["error"] is None
     text = pair.run("plan", check=6).stdout
     assert "error [schema_drift]" in text
-    assert "mend: alter table" in text
+    assert "hint: alter table" in text
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_missing_right_comes_with_the_grant_that_mends_it(make_pair: MakePair)
     pair.target.execute("create schema kept; create table kept.t (id int primary key)")
     pair.write_config(tables=[{"name": '"Odd one"."T"', "target": "kept.t"}])
     table = plan(pair, check=4)['"Odd one"."T"']
-    pair.source.execute(sql.SQL(table["error"]["mend"]))
+    pair.source.execute(sql.SQL(table["error"]["hint"]))
     table = plan(pair, check=4)['"Odd one"."T"']
-    pair.target.execute(sql.SQL(table["error"]["mend"]))
+    pair.target.execute(sql.SQL(table["error"]["hint"]))
     assert plan(pair)['"Odd one"."T"']["error"] is None
     pair.run("sync")
 

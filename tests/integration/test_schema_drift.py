@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from psycopg import sql
 
-from tests.nightly import assert_tables_equal, read_mend, read_types, refuse, sync, sync_idly
+from tests.nightly import assert_tables_equal, read_hint, read_types, refuse, sync, sync_idly
 from tests.pair import Pair
 
 
@@ -156,10 +156,10 @@ def test_a_narrowed_column_needs_a_decision_and_the_message_has_its_sql(pair: Pa
         pair.assert_equal("public.t")
         assert read_types(pair.target, "public.t") == before[0]
         return
-    finished = refuse(pair, 8, "public.t", "column v", "mend")
+    finished = refuse(pair, 8, "public.t", "column v", "hint")
     assert read_target(pair) == before
     assert pair.control_rows("public.t")[-1]["error_code"] == "schema_drift"
-    pair.as_writer.execute(read_mend(finished))
+    pair.as_writer.execute(read_hint(finished))
     sync(pair)
     pair.assert_equal("public.t")
     assert read_types(pair.target, "public.t") == read_types(pair.source, "public.t")
@@ -184,11 +184,11 @@ def test_a_type_that_is_another_one_is_not_called_narrowed_and_the_cast_is_one_t
     pair.source.execute(f"alter table t alter v type {new} using null")
     finished = refuse(pair, 8, "[schema_drift]", "column v")
     assert "narrowed" not in finished.stderr
-    mend = read_mend(finished)
-    assert using in mend
+    hint = read_hint(finished)
+    assert using in hint
     if old == "macaddr":
         pair.as_writer.execute("update t set v = null")
-    pair.as_writer.execute(mend.encode())
+    pair.as_writer.execute(hint.encode())
     sync(pair)
     pair.assert_equal("public.t")
 
@@ -210,7 +210,7 @@ def test_a_column_that_took_the_name_of_a_dropped_one_needs_the_old_one_renamed(
     pair.write_config(tables=["public.t"])
     sync(pair)
     pair.source.execute(change)
-    pair.as_writer.execute(read_mend(refuse(pair, 8, "[schema_drift]", "column v is another one")))
+    pair.as_writer.execute(read_hint(refuse(pair, 8, "[schema_drift]", "column v is another one")))
     sync(pair)
     assert pair.target.execute("select v_old from t order by id").fetchall() == [("one",), (None,)]
     pair.target.execute("alter table t drop v_old, drop if exists w")
@@ -232,7 +232,7 @@ def test_a_view_over_the_target_that_keeps_a_column_from_widening_is_named(pair:
     pair.as_writer.execute(VIEWS[kind].encode())
     pair.source.execute("alter table t alter v type bigint")
     finished = refuse(pair, 8, "[dependent_object]", "public", "t", "shown")
-    pair.as_writer.execute(read_mend(finished).encode())
+    pair.as_writer.execute(read_hint(finished).encode())
     sync(pair)
     pair.assert_equal("public.t")
 
@@ -242,7 +242,7 @@ def test_a_foreign_key_that_keeps_the_key_from_changing_is_named(pair: Pair) -> 
     pair.as_writer.execute("create table child (t int constraint tied references t)")
     pair.source.execute("alter table t drop constraint t_pkey, add primary key (v)")
     finished = refuse(pair, 8, "[dependent_object]", "child", "tied")
-    pair.as_writer.execute(read_mend(finished).encode())
+    pair.as_writer.execute(read_hint(finished).encode())
     sync(pair)
     pair.assert_equal("public.t")
 
@@ -345,7 +345,7 @@ def test_a_changed_key_of_an_adopted_table_is_told_with_the_index_that_it_needs(
     pair.source.execute("alter table t drop constraint t_pkey, add primary key (v)")
     finished = refuse(pair, 8, "public.t", "v")
     assert read_target(pair) == before
-    pair.as_writer.execute(read_mend(finished))
+    pair.as_writer.execute(read_hint(finished))
     sync(pair)
     pair.assert_equal("public.t")
 
@@ -354,7 +354,7 @@ def test_a_changed_key_of_an_adopted_table_is_told_with_the_index_that_it_needs(
 def test_a_changed_key_that_is_not_followed_is_told_with_the_old_one_that_has_to_go(pair: Pair, policy: str) -> None:
     start(pair, policy, columns="id int primary key, v int not null, note text")
     pair.source.execute("alter table t drop constraint t_pkey, add primary key (v), alter id drop not null")
-    pair.as_writer.execute(read_mend(refuse(pair, 8, "public.t", "v")))
+    pair.as_writer.execute(read_hint(refuse(pair, 8, "public.t", "v")))
     sync(pair)
     pair.source.execute("insert into t values (1, 60, 'the old key is there twice'), (null, 70, 'or not at all')")
     sync(pair)
@@ -364,7 +364,7 @@ def test_a_changed_key_that_is_not_followed_is_told_with_the_old_one_that_has_to
 def test_a_column_that_is_gone_under_freeze_is_told_with_the_statement_that_drops_it(pair: Pair) -> None:
     start(pair, "freeze", columns='id int primary key, v int not null, note text, "Odd one" int')
     pair.source.execute('alter table t drop v, drop "Odd one"')
-    pair.as_writer.execute(read_mend(refuse(pair, 8, "public.t", "v")))
+    pair.as_writer.execute(read_hint(refuse(pair, 8, "public.t", "v")))
     sync(pair)
     pair.assert_equal("public.t")
 
@@ -373,7 +373,7 @@ def test_a_key_column_that_is_renamed_under_ignore_is_told_as_one_that_is_not_th
     start(pair, "ignore")
     pair.source.execute("alter table t rename id to number")
     told = refuse(pair, 8, "public.t", "column number of the key is not there")
-    assert "evolve" in read_mend(told)
+    assert "evolve" in read_hint(told)
     pair.target.execute("alter table t rename id to number")
     sync(pair)
     pair.assert_equal("public.t")

@@ -109,12 +109,12 @@ def test_a_role_without_rights_on_a_sequence_is_told_the_grant_before_the_load(p
     pair.write_config(tables=["public.t"], defaults={"sync_sequences": True})
     finding = next(f for f in pair.json("check", check=4)["findings"] if f["severity"] == "error")
     assert (finding["id"], finding["table"]) == ("grant_missing", "public.t")
-    assert 'on sequence "apart"."ids"' in finding["mend"]
+    assert 'on sequence "apart"."ids"' in finding["hint"]
     pair.run("sync", check=4)
     (row,) = pair.control_rows(status="failed")
     assert row["error_code"] == "42501"
     assert pair.target.execute("select count(*) from t").fetchall() == [(0,)]
-    pair.target.execute(sql.SQL(finding["mend"]))
+    pair.target.execute(sql.SQL(finding["hint"]))
     pair.run("sync")
     assert next_value(pair, "apart.ids") == 8
 
@@ -127,7 +127,7 @@ def test_a_default_that_computes_something_is_left_alone_and_check_says_so(pair:
     )
     findings = [f for f in pair.json("check")["findings"] if f["id"] == "sequence_left"]
     assert [(f["severity"], f["table"]) for f in findings] == [("warn", "public.t")]
-    assert '"public"."s"' in findings[0]["mend"]
+    assert '"public"."s"' in findings[0]["hint"]
     pair.run("sync")
     assert next_value(pair, "s") == 1
 

@@ -24,7 +24,7 @@ def find(pair: Pair, table: str = "public.t") -> dict[str, Any]:
     findings = pair.json("check", "--deep")["findings"]
     found = [f for f in findings if f["table"] == table and f["id"] in IDS]
     assert len(found) == 1, findings
-    assert list(found[0]) == ["id", "severity", "table", "message", "mend"]
+    assert list(found[0]) == ["id", "severity", "table", "message", "hint"]
     return dict(found[0])
 
 
@@ -57,7 +57,7 @@ def test_changes_that_did_not_move_the_watermark_are_counted(pair: Pair) -> None
     assert (finding["id"], finding["severity"]) == ("watermark_unmoved", "warn")
     assert "4 of 11 row versions" in finding["message"]
     assert "1 have none" in finding["message"]
-    assert 'strategy = "xmin"' in finding["mend"]
+    assert 'strategy = "xmin"' in finding["hint"]
     (table,) = pair.json("plan")["tables"]
     trust = table["watermark_trust"]
     assert (trust["row_versions"], trust["unmoved"], trust["unstamped"]) == (11, 4, 1)

@@ -57,7 +57,7 @@ def test_a_row_is_followed_from_insert_to_delete(pair: Pair) -> None:
     assert "it was deleted there since the last run" in why(pair, "public.t", "-2")["reason"]
     pair.target.execute("update t set note = null where id = 3")
     drifted = why(pair, "public.t", "3")
-    assert (drifted["verdict"], drifted["mend"]) == ("drifted", "replicator verify public.t --repair")
+    assert (drifted["verdict"], drifted["hint"]) == ("drifted", "replicator verify public.t --repair")
     pair.run("sync")
     assert verdict(pair, "public.t", "1") == "equal"
     assert verdict(pair, "public.t", "3") == "drifted", "a sync does not look at it again"
@@ -189,7 +189,7 @@ def test_a_row_whose_watermark_did_not_move_waits_for_the_audit(pair: Pair) -> N
     assert "audit of the next sync finds it" in why(pair, "public.t", "1")["reason"]
     pair.source.execute("update pg_class set reltuples = 2e6 where oid = 't'::regclass")
     told = why(pair, "public.t", "1")
-    assert (told["verdict"], told["mend"]) == ("unmoved", "replicator sync public.t --full")
+    assert (told["verdict"], told["hint"]) == ("unmoved", "replicator sync public.t --full")
 
 
 def test_what_would_stop_the_next_sync_is_the_reason(pair: Pair) -> None:
@@ -233,13 +233,13 @@ def test_a_live_listener_and_a_row_in_quarantine(streamed: Pair) -> None:
         wait_until_equal_where(pair, "id = 2")
         told = why(pair, "public.t", "1")
         assert (told["verdict"], told["listener"]["is_live"]) == ("quarantined", True)
-        assert told["mend"] == f"replicator quarantine retry {told['quarantine']['quarantine_id']}"
+        assert told["hint"] == f"replicator quarantine retry {told['quarantine']['quarantine_id']}"
         assert verdict(pair, "public.t", "2") == "equal"
         pair.target.execute("update t set n = 21 where id = 2")
         assert verdict(pair, "public.t", "2") in ("drifted", "pending")
     pair.source.execute("update t set n = 22 where id = 2")
     told = why(pair, "public.t", "2")
-    assert (told["verdict"], told["mend"]) == ("pending", "replicator listen")
+    assert (told["verdict"], told["hint"]) == ("pending", "replicator listen")
 
 
 def wait_until_equal_where(pair: Pair, where: str) -> None:

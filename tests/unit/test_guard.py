@@ -23,7 +23,7 @@ def test_a_missing_package_is_told_with_the_extra_that_brings_it(monkeypatch: py
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ExtraMissing) as raised:
         require_extra()
-    assert "replicator[serve]" in (raised.value.mend or "")
+    assert "replicator[serve]" in (raised.value.hint or "")
 
 
 @pytest.mark.parametrize("header", ["127.0.0.1:8321", "localhost", "LOCALHOST:1", "[::1]:8321", "127.0.0.1"])

@@ -114,4 +114,4 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setattr("replicator.telemetry.log_ship.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ExtraMissing) as caught:
         LogShipper("http://127.0.0.1:1/v1/logs")
-    assert caught.value.mend == "pip install 'replicator[otel]'"
+    assert caught.value.hint == "pip install 'replicator[otel]'"

@@ -203,7 +203,7 @@ def test_what_no_server_sends_is_refused(message: bytes) -> None:
     with pytest.raises(StreamError) as refused:
         decode(message)
     assert (refused.value.id, refused.value.exit_code) == ("stream_not_understood", 1)
-    assert all((refused.value.why, refused.value.mend))
+    assert all((refused.value.why, refused.value.hint))
 
 
 def test_an_error_holds_nothing_of_the_message() -> None:
@@ -214,7 +214,7 @@ def test_an_error_holds_nothing_of_the_message() -> None:
         with pytest.raises(StreamError) as refused:
             decode(message)
         error = refused.value
-        said = f"{error!r} {error} {error.message} {error.mend} {scrub_traceback(error)}"
+        said = f"{error!r} {error} {error.message} {error.hint} {scrub_traceback(error)}"
         assert secret.decode() not in said
         assert error.__cause__ is None
         assert error.__context__ is None

@@ -33,7 +33,7 @@ def test_sockets_and_loopback_stay_on_this_machine(host: str, address: str, loca
 def test_below_verify_full_a_remote_host_is_warned_about(sslmode: str) -> None:
     (finding,) = check_encryption("source", "db.example.org", "192.0.2.1", sslmode)
     assert finding.severity == "warn"
-    assert "sslmode=verify-full to source.dsn" in (finding.mend or "")
+    assert "sslmode=verify-full to source.dsn" in (finding.hint or "")
     assert list(check_encryption("source", "db.example.org", "192.0.2.1", "verify-full")) == []
     assert list(check_encryption("source", "/tmp", "", sslmode)) == []
 
@@ -44,7 +44,7 @@ def test_below_verify_full_a_remote_host_is_warned_about(sslmode: str) -> None:
 def test_versions_that_nobody_tested_are_a_warning(number: int, severity: str) -> None:
     finding = check_version(replace(FACTS, version_number=number), "target")
     assert (finding.id, finding.severity) == ("target_reachable", severity)
-    assert bool(finding.mend) is (severity == "warn")
+    assert bool(finding.hint) is (severity == "warn")
 
 
 def test_before_15_only_a_superuser_may_switch_foreign_keys_off() -> None:

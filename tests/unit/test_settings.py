@@ -42,7 +42,7 @@ def write_config(folder: Path, text: str, *, name: str = "replicator.toml") -> P
 def fail_to_load(folder: Path, config: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         load_settings(config, cwd=folder)
-    everything = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + str(caught.value.mend)
+    everything = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + str(caught.value.hint)
     assert SECRET not in everything
     return caught.value.message
 
@@ -129,7 +129,7 @@ def test_a_line_of_dotenv_that_says_nothing_is_named_by_its_number_alone(tmp_pat
     with pytest.raises(ConfigError, match=r"line 4 of .*\.env") as caught:
         load_settings(cwd=tmp_path)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
-    assert SECRET not in str(caught.value.mend)
+    assert SECRET not in str(caught.value.hint)
 
 
 def test_lists_and_tables_in_the_environment_are_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +384,7 @@ def test_settings_cannot_be_changed() -> None:
 def test_a_command_that_needs_the_source_says_which_key_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"source\.dsn is not set") as caught:
         source_dsn(Settings())
-    assert "REPLICATOR_SOURCE__DSN" in str(caught.value.mend)
+    assert "REPLICATOR_SOURCE__DSN" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,5 @@
+-- What a user should do about a failure is called a hint everywhere.
+-- psql: \set control replicator
+
+alter table :"control".etl_control rename column error_mend to error_hint;
+alter table :"control".run_request rename column error_mend to error_hint;
