@@ -49,6 +49,24 @@ class StreamTable:
     is_stale: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ParkedTable:
+    """A table that the listener leaves out for now, and why.
+
+    since: when it was parked. lsn: where the source's transaction commits that parked it; None: the catalog did.
+    attempts: how often the same reason was found. is_requested: somebody asked for a resync.
+    """
+
+    table: str
+    since: datetime
+    lsn: Lsn | None
+    id: str
+    message: str
+    hint: str | None
+    attempts: int
+    is_requested: bool
+
+
 class StreamControl:
     """The listener's tables of the control schema, on one connection."""
 
@@ -154,6 +172,45 @@ class StreamControl:
     def drop_table(self, table: str) -> None:
         """Take a table out of the stream."""
         self._execute("drop_table", table_name=table)
+
+    def park_table(self, table: str, error: ReplicatorError) -> None:
+        """Take a table out of the stream because of its own trouble, and note why."""
+        self._execute(
+            "park_table",
+            table_name=table,
+            lsn=error.lsn,
+            error_id=error.id,
+            error_message=error.message,
+            error_hint=error.hint,
+        )
+
+    def unpark_table(self, table: str) -> None:
+        """Note that a table's trouble is over."""
+        self._execute("unpark_table", table_name=table)
+
+    def read_parked(self) -> dict[str, ParkedTable]:
+        """Return the tables that the listener leaves out for now."""
+        return {row["table_name"]: _parked(row) for row in self._execute("list_parked").fetchall()}
+
+    def request_parked(self, table: str) -> bool:
+        """Ask the listener to read a parked table at once; False when it is not parked."""
+        return self._execute("request_parked", table_name=table).fetchone() is not None
+
+    def begin_table_copy(self, table: str) -> None:
+        """Note that the listener reads a table beside the stream."""
+        self._execute("begin_table_copy", table_name=table)
+
+    def end_table_copy(self, table: str) -> None:
+        """Note that the reading of a table is over."""
+        self._execute("end_table_copy", table_name=table)
+
+    def end_table_copies(self) -> None:
+        """Note that no table is being read: the listener that did has ended."""
+        self._execute("end_table_copies")
+
+    def read_copying(self) -> dict[str, datetime]:
+        """Return since when the listener reads which tables beside the stream."""
+        return {row["table_name"]: row["started_at"] for row in self._execute("list_copying").fetchall()}
 
     def drop_stream(self) -> None:
         """Forget the stream: its slot is gone for good."""
@@ -284,6 +341,19 @@ def overtaken(table: str) -> PassingError:
         hint="it is read again by itself",
         id="snapshot_outdated",
         table=table,
+    )
+
+
+def _parked(row: Row) -> ParkedTable:
+    return ParkedTable(
+        table=row["table_name"],
+        since=row["parked_at"],
+        lsn=None if row["lsn"] is None else Lsn.parse(row["lsn"]),
+        id=row["error_id"],
+        message=row["error_message"],
+        hint=row["error_hint"],
+        attempts=row["attempts"],
+        is_requested=row["is_requested"],
     )
 
 

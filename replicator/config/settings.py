@@ -132,6 +132,11 @@ class ListenSettings(Section):
 
     publication: Text = Field(default=f"replicator_{PIPELINE}", description="Publication on the source.")
     slot: Text = Field(default=f"replicator_{PIPELINE}", description="Replication slot on the source.")
+    on_table_error: Literal["park", "stop"] = Field(
+        default="park",
+        description="What trouble of one table alone does: park leaves that table out until its cause is gone, and all "
+        "others go on; stop ends the listener.",
+    )
     batch_bytes: Size = Field(default=64 * 1024**2, description="Memory for changes in hand; past it reading pauses.")
     heartbeat: Wait = Field(
         default=timedelta(seconds=30),

@@ -72,6 +72,8 @@ delete from :"control".stream_table where pipeline = :'pipeline' and table_name 
 -- name: drop_stream
 -- The slot is gone for good: nothing of the stream is left, tables are the nightly sync's again.
 with gone as (delete from :"control".stream_table where pipeline = :'pipeline'),
+    parked as (delete from :"control".parked_table where pipeline = :'pipeline'),
+    copied as (delete from :"control".copying_table where pipeline = :'pipeline'),
     passed as (delete from :"control".quarantine where pipeline = :'pipeline' and stops)
 update :"control".listener set slot_name = null, position = null, consistent_point = null, repair_xid = null
 where pipeline = :'pipeline';
@@ -161,3 +163,41 @@ select exists (
     where l.locktype = 'advisory' and l.granted and l.objsubid = 1
       and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
       and (l.classid::bigint << 32 | l.objid::bigint) = pg_catalog.hashtextextended(:'key', 7264811)) as held;
+
+-- name: park_table
+-- The table leaves the stream; its first trouble's moment stays while it is the same one.
+with gone as (delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name'),
+    done as (delete from :"control".copying_table where pipeline = :'pipeline' and table_name = :'table_name')
+insert into :"control".parked_table as p (pipeline, table_name, lsn, error_id, error_message, error_hint)
+values (:'pipeline', :'table_name', :'lsn'::text::pg_lsn, :'error_id', :'error_message', :'error_hint')
+on conflict (pipeline, table_name) do update set
+    parked_at = case when p.error_id = excluded.error_id then p.parked_at else clock_timestamp() end,
+    lsn = coalesce(excluded.lsn, case when p.error_id = excluded.error_id then p.lsn end), error_id = excluded.error_id,
+    error_message = excluded.error_message, error_hint = excluded.error_hint,
+    attempts = case when p.error_id = excluded.error_id then p.attempts + 1 else 1 end, is_requested = false;
+
+-- name: unpark_table
+delete from :"control".parked_table where pipeline = :'pipeline' and table_name = :'table_name';
+
+-- name: list_parked
+select table_name, parked_at, lsn::text as lsn, error_id, error_message, error_hint, attempts, is_requested
+from :"control".parked_table where pipeline = :'pipeline' order by table_name;
+
+-- name: request_parked
+-- Ask the listener to read a parked table now.
+update :"control".parked_table set is_requested = true
+where pipeline = :'pipeline' and table_name = :'table_name'
+returning table_name;
+
+-- name: begin_table_copy
+insert into :"control".copying_table (pipeline, table_name) values (:'pipeline', :'table_name')
+on conflict (pipeline, table_name) do update set started_at = clock_timestamp();
+
+-- name: end_table_copy
+delete from :"control".copying_table where pipeline = :'pipeline' and table_name = :'table_name';
+
+-- name: end_table_copies
+delete from :"control".copying_table where pipeline = :'pipeline';
+
+-- name: list_copying
+select table_name, started_at from :"control".copying_table where pipeline = :'pipeline' order by table_name;
