@@ -169,6 +169,10 @@ class StreamControl:
         """Note that a table is to be read again."""
         self._execute("mark_stale", table_name=table)
 
+    def save_definition(self, table: str, definition: str) -> None:
+        """Note what a table is defined as from now on, though nothing of it changed."""
+        self._execute("save_definition", table_name=table, definition=definition)
+
     def drop_table(self, table: str) -> None:
         """Take a table out of the stream."""
         self._execute("drop_table", table_name=table)

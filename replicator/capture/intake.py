@@ -80,16 +80,18 @@ class Intake:
             cell = changed[place]
             if isinstance(cell, bytes):
                 changed[place] = rule(cell)
+        for place in self.layout.constant:
+            changed[place] = None
         return tuple(changed)
 
     def insert(self, fold: KeyedFold | MultisetFold, message: Insert) -> None:
         """Take a new row in."""
         cells = self._cells(message.new)
         if isinstance(fold, MultisetFold):
-            if type(message) is PartialInsert:
+            if type(message) is PartialInsert and UNCHANGED in cells:
                 raise _moved_unsent(self.layout.table)
             fold.insert(cells)
-        elif self.reads_again or type(message) is PartialInsert:
+        elif self.reads_again or (type(message) is PartialInsert and UNCHANGED in cells):
             fold.lose(self.key_of(cells))
         else:
             fold.insert(self.key_of(cells), cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -17,6 +17,7 @@ from replicator.statement import statement
 
 _OURS = "made by replicator"
 _GENERATED_SINCE = 180000
+_WISH_WAIT = "2s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,23 @@ class Published:
         if self.columns is None:
             return name
         return name + sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, self.columns)))
+
+
+@dataclass(frozen=True, slots=True)
+class PublicationPlan:
+    """What has to be run for a publication to be as it should.
+
+    needed: without it changes would be missing. wished: whole tables where it lists columns, or the other way round, by
+    (schema, name): the stream goes on without it.
+    """
+
+    needed: tuple[sql.Composed, ...] = ()
+    wished: dict[tuple[str, str], sql.Composed] = field(default_factory=dict)
+
+    @property
+    def statements(self) -> list[sql.Composed]:
+        """Return all of it."""
+        return [*self.needed, *self.wished.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +160,15 @@ def _hint_identity(identity: Identity, relation: Relation, key: set[str]) -> str
     return sql.SQL("alter table {} replica identity full").format(table).as_string()
 
 
-def plan_table(mapping: Mapping, excludes: bool, identities: Sequence[Identity]) -> Published:
-    """Return how a table is to be published: without the columns that the rules leave out, where that is possible.
+def plan_table(mapping: Mapping, identities: Sequence[Identity], *, only_copied: bool) -> Published:
+    """Return how a table is to be published: whole, or only with the columns that are copied, where that is possible.
 
-    REPLICA IDENTITY FULL takes no column list (PostgreSQL documentation, 29.5).
+    A column list makes the source refuse ALTER TYPE and DROP COLUMN of what it lists. REPLICA IDENTITY FULL takes none
+    (PostgreSQL documentation, 29.5).
     """
     relation = mapping.relation
-    if not excludes or any(identity.kind == "f" for identity in identities):
+    excludes = len(mapping.outputs) < len(relation.columns)
+    if not only_copied or not excludes or any(identity.kind == "f" for identity in identities):
         return Published(relation.schema, relation.name, None)
     needed = {output.source.name for output in mapping.outputs if not output.source.generated}
     for identity in identities:
@@ -158,27 +178,26 @@ def plan_table(mapping: Mapping, excludes: bool, identities: Sequence[Identity])
     )
 
 
-def ensure_publication(connection: Connection, name: str, tables: Sequence[Published], version: int) -> None:
-    """Make the publication, or bring it up to the tables.
+def ensure_publication(connection: Connection, name: str, tables: Sequence[Published], version: int) -> PublicationPlan:
+    """Make the publication, or bring it up to the tables; return what could not be done of what is only wished.
 
-    Raises PreflightError with the SQL for the tables' owner where the role may not, and where the publication that is
-    there leaves out operations or rows.
+    Raises PreflightError with the SQL for the tables' owner where the role may not do what is needed, and where the
+    publication that is there leaves out operations or rows.
     """
-    changes = plan_publication(connection, name, tables, version)
-    if changes:
-        _run(connection, name, changes)
+    plan = plan_publication(connection, name, tables, version)
+    if plan.needed:
+        _run(connection, name, plan.needed)
+    return PublicationPlan(wished={table: one for table, one in plan.wished.items() if not _try(connection, one)})
 
 
-def plan_publication(
-    connection: Connection, name: str, tables: Sequence[Published], version: int
-) -> list[sql.Composed]:
+def plan_publication(connection: Connection, name: str, tables: Sequence[Published], version: int) -> PublicationPlan:
     """Return what has to be run for the publication to be there and to hold the tables.
 
     Raises PreflightError where the one that is there leaves out operations or rows.
     """
     row = next(iter(_read(connection, "publication", publication=name)), None)
     if row is None:
-        return _create(name, tables, version)
+        return PublicationPlan(tuple(_create(name, tables, version)))
     if not row["publishes_all"]:
         raise PreflightError(
             f"publication {name} does not publish every kind of change",
@@ -188,27 +207,50 @@ def plan_publication(
         )
     rows = _read(connection, "published_tables", publication=name)
     there = {(r["schema"], r["name"]): r for r in rows}
-    changes: list[sql.Composed] = []
+    needed: list[sql.Composed] = []
+    wished: dict[tuple[str, str], sql.Composed] = {}
     for table in tables:
         found = there.get((table.schema, table.name))
         if found is None:
             if not row["all_tables"] and not _is_covered(connection, table, set(there)):
-                changes.append(_sql("alter publication {} add ", name) + table.as_sql())
+                needed.append(_sql("alter publication {} add ", name) + table.as_sql())
         elif found["is_filtered"]:
-            raise PreflightError(
-                f"publication {name} filters rows of {table.schema}.{table.name}",
-                why="rows that it leaves out would look deleted",
-                hint=_exchange_table(name, table).as_string(),
-                id="publication_partial",
-            )
-        elif table.columns is not None and not set(table.columns) <= set(found["columns"] or ()):
-            changes.append(_exchange_table(name, table))
-    return changes
+            raise _filters_rows(name, table)
+        elif _lacks_columns(found, table):
+            needed.append(_exchange_table(name, table))
+        elif found["is_listed"] and _differs(found, table):
+            wished[table.schema, table.name] = _exchange_table(name, table)
+    return PublicationPlan(tuple(needed), wished)
+
+
+def _lacks_columns(found: dict[str, Any], table: Published) -> bool:
+    return table.columns is not None and not set(table.columns) <= set(found["columns"] or ())
+
+
+def _differs(found: dict[str, Any], table: Published) -> bool:
+    """Say whether a table is published with other columns than wished. Only of tables that stand there by name."""
+    if table.columns is None:
+        return bool(found["has_list"])
+    return set(table.columns) != set(found["columns"] or ())
+
+
+def _filters_rows(name: str, table: Published) -> PreflightError:
+    return PreflightError(
+        f"publication {name} filters rows of {table.schema}.{table.name}",
+        why="rows that it leaves out would look deleted",
+        hint=_exchange_table(name, table).as_string(),
+        id="publication_partial",
+    )
 
 
 def may_publish(connection: Connection, name: str, oids: Sequence[int]) -> bool:
     """Say whether the role may make the publication, or change the one that is there, for these tables."""
     return any(row["may_publish"] for row in _read(connection, "publish_rights", publication=name, oids=list(oids)))
+
+
+def is_published_at_large(connection: Connection, name: str, schema: str) -> bool:
+    """Say whether the publication holds the schema's tables without naming them: FOR ALL TABLES, or IN SCHEMA."""
+    return bool(_read(connection, "published_at_large", publication=name, schema=schema))
 
 
 def describe_lack(name: str, statements: Sequence[sql.Composed], sqlstate: str | None = None) -> PreflightError:
@@ -268,6 +310,17 @@ def _run(connection: Connection, name: str, statements: Sequence[sql.Composed]) 
                 connection.execute(one)
     except psycopg.errors.InsufficientPrivilege as error:
         raise describe_lack(name, statements, error.sqlstate) from error
+
+
+def _try(connection: Connection, statement: sql.Composed) -> bool:
+    """Run what the stream can do without; say whether it worked. Nobody's work on the table is waited for."""
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_WISH_WAIT)))
+            connection.execute(statement)
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
+        return False
+    return True
 
 
 def drop_publication(connection: Connection, name: str) -> bool:

@@ -137,6 +137,11 @@ class ListenSettings(Section):
         description="What trouble of one table alone does: park leaves that table out until its cause is gone, and all "
         "others go on; stop ends the listener.",
     )
+    publish_columns: Literal["all", "copied"] = Field(
+        default="all",
+        description="Columns that the publication holds: all, or only the copied ones. With copied, excluded columns "
+        "never leave the source, and the source refuses ALTER TYPE and DROP COLUMN of the copied ones.",
+    )
     batch_bytes: Size = Field(default=64 * 1024**2, description="Memory for changes in hand; past it reading pauses.")
     heartbeat: Wait = Field(
         default=timedelta(seconds=30),

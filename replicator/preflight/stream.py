@@ -6,7 +6,7 @@ that may not replicate one line says all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from psycopg import sql
@@ -19,6 +19,7 @@ from replicator.capture.publication import (
     Published,
     check_identity,
     describe_lack,
+    is_published_at_large,
     may_publish,
     plan_publication,
     plan_table,
@@ -36,6 +37,8 @@ from replicator.stream.table import GENERATED_SINCE, check_key, check_rereads, e
 from replicator.sync.planning import Plan, TablePlan
 
 _SHORTEST_TIMEOUT_MS = 5000
+_CONSEQUENCE = "the source refuses ALTER TYPE and DROP COLUMN of the columns in the publication's list"
+_Columns = Mapping[tuple[str, str], tuple[str, ...]]
 
 
 def has_listener(settings: Settings, target: Connection) -> bool:
@@ -125,30 +128,38 @@ class _StreamCheck:
         jobs = {table.table: table.job for table in tables if table.job is not None}
         oids = [job.mapping.relation.oid for job in jobs.values()]
         identities = read_identities(self.source, oids)
-        wanted = {name: _plan_published(job, identities[job.mapping.relation.oid]) for name, job in jobs.items()}
-        yield from self._check_publication(oids, list(wanted.values()))
+        only_copied = self.settings.listen.publish_columns == "copied"
+        wanted = {
+            name: plan_table(job.mapping, identities[job.mapping.relation.oid], only_copied=only_copied)
+            for name, job in jobs.items()
+        }
+        yield from self._check_publication(oids, wanted)
         there = read_published(self.source, self.settings.publication_name)
         for table in tables:
             if table.job is not None:
-                published = self._find_columns(table.job, wanted[table.table], there)
-                yield from self._check_table(table, table.job, identities[table.job.mapping.relation.oid], published)
+                own = identities[table.job.mapping.relation.oid]
+                yield from self._check_table(table, table.job, own, wanted[table.table], there)
 
-    def _check_publication(self, oids: Sequence[int], wanted: Sequence[Published]) -> Iterator[Finding]:
+    def _check_publication(self, oids: Sequence[int], wanted: Mapping[str, Published]) -> Iterator[Finding]:
         name = self.settings.publication_name
         try:
-            changes = plan_publication(self.source, name, wanted, self.facts.version_number) if wanted else []
+            plan = plan_publication(self.source, name, list(wanted.values()), self.facts.version_number)
         except ReplicatorError as error:
             yield self._stop(error)
             return
-        if changes and may_publish(self.source, name, oids):
-            statements = "; ".join(one.as_string() for one in changes)
+        if not wanted or not plan.statements:
+            return
+        if may_publish(self.source, name, oids):
+            statements = "; ".join(one.as_string() for one in plan.statements)
             yield Finding("publication", "ok", f"`listen` will make or change publication {name}: {statements}")
-        elif changes:
-            yield self._stop(describe_lack(name, changes))
+            return
+        if plan.needed:
+            yield self._stop(describe_lack(name, plan.needed))
+        tables = {(one.schema, one.name): (table, one) for table, one in wanted.items()}
+        for key, statement in plan.wished.items():
+            yield _describe_wish(name, *tables[key], statement)
 
-    def _find_columns(
-        self, job: Job, wanted: Published, there: dict[tuple[str, str], tuple[str, ...]]
-    ) -> tuple[str, ...] | None:
+    def _find_columns(self, job: Job, wanted: Published, there: _Columns) -> tuple[str, ...] | None:
         """Return the columns that are published, or will be; None as in `make_streamed`."""
         relation = job.mapping.relation
         if (relation.schema, relation.name) in there:
@@ -159,8 +170,9 @@ class _StreamCheck:
         return tuple(column.name for column in relation.columns if column.generated != "v")
 
     def _check_table(
-        self, plan: TablePlan, job: Job, identities: Sequence[Identity], published: tuple[str, ...] | None
+        self, plan: TablePlan, job: Job, identities: Sequence[Identity], wanted: Published, there: _Columns
     ) -> Iterator[Finding]:
+        published = self._find_columns(job, wanted, there)
         expected = {column.name for column in expect_columns(job, published, self.facts.version_number)}
         unsent = find_unsent(job, _written(plan, job), expected)
         try:
@@ -172,6 +184,9 @@ class _StreamCheck:
             return
         if unsent:
             yield self._find_unsent(plan.table, unsent, job)
+        if wanted.columns is not None:
+            yield self._warn_of_list(plan.table, wanted)
+        yield from self._warn_of_virtual(plan.table, job)
         if needs_source(job.mapping, job.settings):
             yield Finding(
                 "rows_read_again",
@@ -181,6 +196,36 @@ class _StreamCheck:
                 None,
                 plan.table,
             )
+
+    def _warn_of_list(self, table: str, wanted: Published) -> Finding:
+        name = sql.Identifier(self.settings.publication_name)
+        drop = sql.SQL("alter publication {} drop table {}").format(name, sql.Identifier(wanted.schema, wanted.name))
+        return Finding(
+            "column_list",
+            "warn",
+            f'publish_columns = "copied": {_CONSEQUENCE}',
+            f'publish_columns = "all"; or {drop.as_string()}, ahead of such a migration: `listen` adds it again',
+            table,
+        )
+
+    def _warn_of_virtual(self, table: str, job: Job) -> Iterator[Finding]:
+        """Tell what the source refuses once a table stands in a publication by name (tablecmds.c, 18)."""
+        relation = job.mapping.relation
+        columns = [column.name for column in relation.columns if column.generated == "v"]
+        name = sql.Identifier(self.settings.publication_name)
+        if not columns or is_published_at_large(self.source, self.settings.publication_name, relation.schema):
+            return
+        statement = sql.SQL(
+            "alter publication {0} drop table {1}; alter table {1} alter column {2} set expression as (...); "
+            "alter publication {0} add table {1}"
+        ).format(name, sql.Identifier(relation.schema, relation.name), sql.Identifier(columns[0]))
+        yield Finding(
+            "virtual_expression",
+            "warn",
+            f"while the table is published by name, the source refuses SET EXPRESSION of {', '.join(columns)}, virtual",
+            f"to change it: {statement.as_string()}",
+            table,
+        )
 
     def _find_unsent(self, table: str, unsent: Sequence[str], job: Job) -> Finding:
         columns = ", ".join(unsent)
@@ -199,9 +244,11 @@ class _StreamCheck:
         )
 
 
-def _plan_published(job: Job, identities: Sequence[Identity]) -> Published:
-    excludes = len(job.mapping.outputs) < len(job.mapping.relation.columns)
-    return plan_table(job.mapping, excludes, identities)
+def _describe_wish(publication: str, table: str, wanted: Published, statement: sql.Composed) -> Finding:
+    message = f"publication {publication} lists columns: {_CONSEQUENCE}"
+    if wanted.columns is not None:
+        message = f"publication {publication} holds other columns than publish_columns asks for"
+    return Finding("publication_columns", "warn", message, f"as its owner: {statement.as_string()}", table)
 
 
 def _written(plan: TablePlan, job: Job) -> list[str]:

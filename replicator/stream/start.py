@@ -13,7 +13,6 @@ from replicator.apply.job import Job
 from replicator.apply.stream_control import ListenerState, StreamTable
 from replicator.capture.publication import (
     check_identity,
-    ensure_publication,
     plan_table,
     read_identities,
     read_published,
@@ -34,6 +33,7 @@ from replicator.position import Origin
 from replicator.reading import SnapshotFacts
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.stream.definition import define, is_redefined
+from replicator.stream.publishing import bring_up_publication
 from replicator.stream.session import ListenSession
 from replicator.stream.slot_copy import SlotRound, copy_in_slot
 from replicator.stream.table import StreamedTable, make_streamed
@@ -123,10 +123,9 @@ class StreamStart:
                 job = jobs[table.table]
                 own = identities[job.mapping.relation.oid]
                 check_identity(table.table, job.mapping, own)
-                excludes = len(job.mapping.outputs) < len(job.mapping.relation.columns)
-                published.append(plan_table(job.mapping, excludes, own))
-            ensure_publication(self.watcher, self.settings.publication_name, published, self.session.version)
-            self.memberships = self.session.read_memberships(self.watcher, jobs)
+                only_copied = self.settings.listen.publish_columns == "copied"
+                published.append(plan_table(job.mapping, own, only_copied=only_copied))
+        self.memberships = bring_up_publication(self.session, published, jobs)
 
     def _settle_position(self, state: ListenerState, chosen: Sequence[Chosen]) -> ListenerState | None:
         """Return the state from which the stream goes on, after the copy that it may ask for."""

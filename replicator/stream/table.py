@@ -46,10 +46,26 @@ class StreamedTable:
         to be read again. What an identity that was mended since has left in the WAL cannot be mended any more.
         """
         relation = self.job.mapping.relation
-        if {c.name: (c.type_oid, c.type_modifier) for c in message.columns} != self.expected:
+        if not self._fits({c.name: (c.type_oid, c.type_modifier) for c in message.columns}):
             return None
         is_part = message.oid != relation.oid or relation.has_children
         return Intake(message, self.layout, is_part=is_part) if self._names_rows(message) else None
+
+    def _fits(self, told: dict[str, tuple[int, int]]) -> bool:
+        """Say whether a shape is the copied one, as far as columns are copied; others may come or not.
+
+        The WAL may be older than a change of the publication's columns. A column that nobody knows is a new one.
+        """
+        relation = self.job.mapping.relation
+        if not told.keys() <= relation.by_name.keys():
+            return False
+        for name in self.layout.columns:
+            column = relation.by_name[name]
+            if name in told and told[name] != (column.type_oid, column.typmod):
+                return False
+            if name in self.expected and name not in told:
+                return False
+        return True
 
     def _names_rows(self, message: RelationMessage) -> bool:
         if message.identity == "f":

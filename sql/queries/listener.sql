@@ -62,6 +62,10 @@ select epoch from :"control".listener where pipeline = :'pipeline' for share;
 update :"control".stream_table set seen = :'snapshot'::text::pg_snapshot, seen_until = :'until'::text::pg_lsn
 where pipeline = :'pipeline' and table_name = :'table_name';
 
+-- name: save_definition
+update :"control".stream_table set definition = :'definition'
+where pipeline = :'pipeline' and table_name = :'table_name';
+
 -- name: mark_stale
 update :"control".stream_table set is_stale = true
 where pipeline = :'pipeline' and table_name = :'table_name';

@@ -54,9 +54,23 @@ select (case when p.oid is null then pg_catalog.has_database_privilege(pg_catalo
 from (select) as one left join pg_catalog.pg_publication p on p.pubname = :'publication';
 
 -- name: published_tables
--- columns: in the table's order.
-select t.schemaname as schema, t.tablename as name, t.attnames::text[] as columns, t.rowfilter is not null as is_filtered
-from pg_catalog.pg_publication_tables t where t.pubname = :'publication';
+-- columns: in the table's order. is_listed: the table itself stands in the publication by name; has_list: with columns.
+select t.schemaname as schema, t.tablename as name, t.attnames::text[] as columns, t.rowfilter is not null as is_filtered,
+       r.oid is not null as is_listed, r.prattrs is not null as has_list
+from pg_catalog.pg_publication_tables t
+join pg_catalog.pg_publication p on p.pubname = t.pubname
+join pg_catalog.pg_namespace n on n.nspname = t.schemaname
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+where t.pubname = :'publication';
+
+-- name: published_at_large
+-- A row where the publication holds a schema's tables without naming them.
+select from pg_catalog.pg_publication p
+where p.pubname = :'publication'
+  and (p.puballtables or exists (select from pg_catalog.pg_publication_namespace s
+                                 join pg_catalog.pg_namespace n on n.oid = s.pnnspid
+                                 where s.pnpubid = p.oid and n.nspname = :'schema'));
 
 -- name: memberships
 -- oids: roots. What ties each to the publication, and its partitions to it: other rows of the catalog, or other versions
