@@ -54,6 +54,17 @@ class PublicationPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Family:
+    """A table with all whose rows a SELECT on it returns, itself included. members: OIDs."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    members: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """How one heap names its rows in the WAL. kind: d n f i; columns: of the index that does, if one does."""
 
@@ -79,6 +90,18 @@ def read_identities(connection: Connection, oids: Sequence[int]) -> dict[int, li
             Identity(row["oid"], row["schema"], row["name"], row["identity"], columns, row["is_logged"])
         )
     return found
+
+
+def read_families(connection: Connection, names: Sequence[tuple[str, str]]) -> list[Family]:
+    """Return the families of those (schema, name) that are in the WAL."""
+    rows = _read(connection, "families", schemas=[schema for schema, _ in names], names=[name for _, name in names])
+    return [Family(row["oid"], row["schema"], row["name"], row["kind"], frozenset(row["members"])) for row in rows]
+
+
+def find_publishing_roots(connection: Connection, name: str, oids: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Return those tables whose changes the publication tells as those of a root, as (schema, name) by OID."""
+    rows = _read(connection, "publishing_roots", publication=name, oids=list(oids))
+    return {row["oid"]: (row["schema"], row["name"]) for row in rows}
 
 
 def check_identity(table: str, mapping: Mapping, identities: Sequence[Identity]) -> None:
@@ -212,7 +235,7 @@ def plan_publication(connection: Connection, name: str, tables: Sequence[Publish
     for table in tables:
         found = there.get((table.schema, table.name))
         if found is None:
-            if not row["all_tables"] and not _is_covered(connection, table, set(there)):
+            if not row["all_tables"] and not _is_covered(connection, name, table, set(there)):
                 needed.append(_sql("alter publication {} add ", name) + table.as_sql())
         elif found["is_filtered"]:
             raise _filters_rows(name, table)
@@ -276,8 +299,10 @@ def read_memberships(connection: Connection, name: str, oids: Sequence[int]) -> 
     return {row["root"]: row["membership"] for row in rows}
 
 
-def _is_covered(connection: Connection, table: Published, there: set[tuple[str, str]]) -> bool:
-    """Say whether a partitioned table is published by its leaves."""
+def _is_covered(connection: Connection, publication: str, table: Published, there: set[tuple[str, str]]) -> bool:
+    """Say whether a table that the view does not show is published: by its leaves, if it has any yet."""
+    if _read(connection, "holds_table", publication=publication, schema=table.schema, table=table.name):
+        return True
     root = sql.Identifier(table.schema, table.name).as_string()
     rows = _read(connection, "leaves", root=root)
     return bool(rows) and all((row["schema"], row["name"]) in there for row in rows)

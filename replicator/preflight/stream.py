@@ -33,6 +33,7 @@ from replicator.errors import ReplicatorError
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.rules import needs_source
+from replicator.stream.overlap import find_overlaps
 from replicator.stream.table import GENERATED_SINCE, check_key, check_rereads, expect_columns, find_unsent
 from replicator.sync.planning import Plan, TablePlan
 
@@ -97,8 +98,13 @@ class _StreamCheck:
         for finding in check_room(room):
             yield self._weigh(finding)
         followed = []
+        chosen = [table.chosen for table in plan.tables if table.chosen is not None]
+        overlaps = find_overlaps(self.source, self.settings.publication_name, chosen)
+        for name, overlap in overlaps.items():
+            message = f"beside a listener the table stays with `sync`: {overlap.reason}"
+            yield Finding("no_stream", "warn", message, overlap.hint, name)
         for table in plan.tables:
-            if table.job is None:
+            if table.job is None or table.table in overlaps:
                 continue
             relation = table.job.mapping.relation
             if relation.kind not in (TABLE, PARTITIONED):

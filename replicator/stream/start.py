@@ -33,6 +33,7 @@ from replicator.position import Origin
 from replicator.reading import SnapshotFacts
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.stream.definition import define, is_redefined
+from replicator.stream.overlap import find_overlaps
 from replicator.stream.publishing import bring_up_publication
 from replicator.stream.session import ListenSession
 from replicator.stream.slot_copy import SlotRound, copy_in_slot
@@ -98,10 +99,15 @@ class StreamStart:
         for error in inventory.missing.values():
             raise error
         kinds = [table for table in inventory.tables if table.kind in (TABLE, PARTITIONED)]
+        with translated("source"):
+            overlaps = find_overlaps(self.watcher, self.settings.publication_name, kinds)
+        for name, overlap in overlaps.items():
+            self.log.warning("table_skipped", table=name, reason=overlap.reason, hint=overlap.hint)
+        kinds = [table for table in kinds if table.table not in overlaps]
         jobs = self.session.prepare_jobs(kinds)
         chosen = [table for table in kinds if jobs[table.table].mapping.relation.persistence == LOGGED]
         for table in inventory.tables:
-            if table not in chosen:
+            if table not in chosen and table.table not in overlaps:
                 kind = KIND_NAMES[table.kind] if table not in kinds else "table that is unlogged"
                 self.log.info("table_skipped", table=table.table, reason=f"a {kind} has no stream")
         if not chosen:

@@ -39,6 +39,42 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.relkind in ('r', 'p')
 order by m.root, m.oid;
 
+-- name: families
+-- schemas, names: tables. Of those in the WAL: all that inherits from each, itself included.
+with recursive root (oid, schema, name, kind) as (
+    select c.oid, n.nspname, c.relname, c.relkind
+    from unnest(:'schemas'::text[], :'names'::text[]) as w (schema, name)
+    join pg_catalog.pg_namespace n on n.nspname = w.schema
+    join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.name
+    where c.relkind in ('r', 'p') and c.relpersistence = 'p'
+), member (root, oid) as (
+    select r.oid, r.oid from root r
+    union
+    select m.root, i.inhrelid from member m join pg_catalog.pg_inherits i on i.inhparent = m.oid
+)
+select r.oid::bigint as oid, r.schema, r.name, r.kind::text as kind,
+       array(select m.oid::bigint from member m where m.root = r.oid) as members
+from root r;
+
+-- name: publishing_roots
+-- oids: tables. Those that the publication tells as the topmost ancestor that it holds (pgoutput.c, get_rel_sync_entry).
+select o::bigint as oid, n.nspname as schema, c.relname as name
+from pg_catalog.pg_publication p
+cross join unnest(:'oids'::oid[]) as o
+cross join lateral (
+    select a.relid
+    from pg_catalog.pg_partition_ancestors(o) with ordinality as a (relid, height)
+    join pg_catalog.pg_class t on t.oid = a.relid
+    where p.puballtables
+       or exists (select from pg_catalog.pg_publication_rel r where r.prpubid = p.oid and r.prrelid = a.relid)
+       or exists (select from pg_catalog.pg_publication_namespace s
+                  where s.pnpubid = p.oid and s.pnnspid = t.relnamespace)
+    order by a.height desc limit 1
+) as top
+join pg_catalog.pg_class c on c.oid = top.relid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where p.pubname = :'publication' and p.pubviaroot and top.relid <> o;
+
 -- name: publication
 select p.oid::bigint as oid, p.puballtables as all_tables, p.pubviaroot as via_root,
        p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as publishes_all,
@@ -71,6 +107,15 @@ where p.pubname = :'publication'
   and (p.puballtables or exists (select from pg_catalog.pg_publication_namespace s
                                  join pg_catalog.pg_namespace n on n.oid = s.pnnspid
                                  where s.pnpubid = p.oid and n.nspname = :'schema'));
+
+-- name: holds_table
+-- A row where the publication names the table, or its schema: of a partitioned table without partitions no view tells.
+select from pg_catalog.pg_publication p
+join pg_catalog.pg_namespace n on n.nspname = :'schema'
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = :'table'
+where p.pubname = :'publication'
+  and (exists (select from pg_catalog.pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+       or exists (select from pg_catalog.pg_publication_namespace s where s.pnpubid = p.oid and s.pnnspid = n.oid));
 
 -- name: memberships
 -- oids: roots. What ties each to the publication, and its partitions to it: other rows of the catalog, or other versions

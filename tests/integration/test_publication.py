@@ -121,7 +121,7 @@ def test_with_copied_columns_only_the_excluded_never_leave_the_source_and_check_
     """S28: the option for those who need it more; its refusals are the source's own."""
     streamed.source.execute(TABLE)
     own_tables(streamed)
-    config = {"tables": [{"name": "public.t", "exclude": ["phone", "big"]}], "listen": {"publish_columns": "copied"}}
+    config: dict[str, Any] = {"tables": [{"name": "public.t", "exclude": ["phone", "big"]}], "listen": {"publish_columns": "copied"}}
     streamed.write_config(**config)
     finding = find(streamed, "column_list", "public.t")
     assert finding["severity"] == "warn"
@@ -146,7 +146,7 @@ def test_a_publication_with_column_lists_is_brought_up_to_whole_tables_without_a
     """S28: as an earlier version made it; changes of before and after lie in the WAL."""
     streamed.source.execute(TABLE)
     own_tables(streamed)
-    config = {"tables": [{"name": "public.t", "exclude": ["phone", "big"]}]}
+    config: dict[str, Any] = {"tables": [{"name": "public.t", "exclude": ["phone", "big"]}]}
     streamed.write_config(**config, listen={"publish_columns": "copied"})
     catch_up(streamed)
     streamed.source.execute("update t set n = n + 1 where id < 10; delete from t where id = 11")
