@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 from replicator.errors import (
     ConfigError,
     DataRefused,
+    LimitReached,
     OperatorError,
     PassingError,
     PreflightError,
@@ -22,6 +23,7 @@ from replicator.errors import (
     SafetyStop,
     SchemaDrift,
 )
+from replicator.limits import Limit, find_connection_limit, find_limit
 from replicator.refusal import explain_escape, explain_refusal, is_ambiguous
 from replicator.statement import statement
 
@@ -63,6 +65,8 @@ _NEVER_ANSWERS = re.compile(r"could not translate host name|invalid|does not exi
 # Said while a database is put back from a backup: it was dropped, renamed, or closed to everybody.
 _MADE_ANEW = re.compile(r'database ".*" (does not exist|is not currently accepting connections)')
 _RETRY_PAUSE_S = 0.2
+# Sessions of ours that have just ended count for a moment more. Whatever else holds a connection will not hurry.
+_LIMIT_WAIT_S = 2.0
 TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 """Another row holds the value, or the place, of this one; perhaps only until it is written too, or gone."""
 TAKEN_STATES = frozenset(error.sqlstate for error in TAKEN)
@@ -104,7 +108,8 @@ def connect(
     in the middle of a restore. Raises PreflightError for a `first` connection, PassingError for a later one that only
     did not answer, OperatorError for a later one that was refused.
     """
-    deadline = time.monotonic() + timeout_s
+    started = time.monotonic()
+    deadline = started + timeout_s
     kept = {k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)}
     while True:
         left_s = deadline - time.monotonic()
@@ -120,9 +125,14 @@ def connect(
             )
         except psycopg.OperationalError as error:
             said = str(error)
-            is_final = ("FATAL" in said and not _FATAL_BUT_PASSING.search(said)) or bool(_NEVER_ANSWERS.search(said))
+            limit = find_connection_limit(said, conninfo)
+            if limit is not None and not first:
+                deadline = min(deadline, started + _LIMIT_WAIT_S)
+            is_final = limit is None and _is_final(said)
             is_awaited = not is_final or (not first and bool(_MADE_ANEW.search(said)))
             if not is_awaited or time.monotonic() + _RETRY_PAUSE_S >= deadline:
+                if limit is not None:
+                    raise _connection_limit(limit, side, first=first) from None
                 why = explain_refusal(said, conninfo)
                 raise _connect_error(why, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
             time.sleep(_RETRY_PAUSE_S)
@@ -134,6 +144,21 @@ def connect(
                 connection.close()
                 raise translate(error, side=side) from error
             return connection
+
+
+def _is_final(said: str) -> bool:
+    return ("FATAL" in said and not _FATAL_BUT_PASSING.search(said)) or bool(_NEVER_ANSWERS.search(said))
+
+
+def _connection_limit(limit: Limit, side: str, *, first: bool) -> ReplicatorError:
+    family = PreflightError if first else LimitReached
+    return family(
+        f"no connection to the {side} is to spare",
+        why=f"{limit.name} is reached",
+        hint=f"on the {side}: {limit.hint}",
+        id="limit_reached",
+        sqlstate="53300",
+    )
 
 
 def _connect_error(why: str, side: str, *, is_final: bool, first: bool, timeout_s: float) -> ReplicatorError:
@@ -184,6 +209,8 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
     Kept are SQLSTATE, table, column and constraint.
     """
     state, facts = error.sqlstate, error.diag
+    if (limit := find_limit(error)) is not None:
+        return _limit_error(limit, error, side, table)
     if is_passing(state) and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return _passing(error, side, table)
     if state == "23505" and facts.schema_name == "pg_catalog":
@@ -320,7 +347,6 @@ def _passing(error: psycopg.Error, side: str, table: str | None) -> PassingError
         "53100": f"the disk of the {side} is full",
         "53200": f"the {side} is out of memory",
         "53300": f"the {side} has no connection to spare",
-        "53400": f"the {side} met a limit of its configuration",
     }.get(state or "", f"the connection to the {side} was lost")
     return PassingError(
         what,
@@ -328,6 +354,17 @@ def _passing(error: psycopg.Error, side: str, table: str | None) -> PassingError
         hint=f"it is tried again by itself; if it lasts, look at the {side}'s server log",
         id="lock_timeout" if state == "55P03" else "connection_lost" if state is None else "passing",
         sqlstate=state,
+        table=table,
+    )
+
+
+def _limit_error(limit: Limit, error: psycopg.Error, side: str, table: str | None) -> OperatorError:
+    return OperatorError(
+        f"the {side} met {limit.name}" + (f" for {table}" if table else ""),
+        why=f"SQLSTATE {error.sqlstate} ({type(error).__name__})",
+        hint=f"on the {side}: {limit.hint}",
+        id="limit_reached",
+        sqlstate=error.sqlstate,
         table=table,
     )
 

@@ -2,6 +2,7 @@
 
     ReplicatorError
     ├── PassingError              retried with jitter, then exit 75
+    │   └── LimitReached          exit 1   no connection to spare; only daemons go on trying
     └── OperatorError             stops: somebody must act
         ├── UsageError            exit 2
         ├── ConfigError           exit 3
@@ -86,6 +87,13 @@ class PassingError(ReplicatorError):
 
     id = "connection_lost"
     exit_code = EXIT_LOST
+
+
+class LimitReached(PassingError):
+    """No connection to spare: others may give theirs back, so a daemon goes on trying; anybody else does not."""
+
+    id = "limit_reached"
+    exit_code = EXIT_FAILED
 
 
 class OperatorError(ReplicatorError):

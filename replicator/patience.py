@@ -10,7 +10,7 @@ from typing import TypeVar
 from structlog.typing import FilteringBoundLogger
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from replicator.errors import LockHeldError, PassingError, ReplicatorError
+from replicator.errors import LimitReached, LockHeldError, PassingError, ReplicatorError
 
 PASSING_LIMIT_S = 300.0
 _HELD_PAUSE_S = 0.2
@@ -20,11 +20,19 @@ _T = TypeVar("_T")
 class Patience:
     """Tries again after passing errors, with jitter, until five minutes of them, or `limit_s`, have brought nothing.
 
-    stop: once it is set, nothing is tried again.
+    stop: once it is set, nothing is tried again. waits_at_limits: also go on where no connection is to spare, as
+    daemons do; else that is given up at once.
     """
 
-    def __init__(self, stop: threading.Event, log: FilteringBoundLogger, *, limit_s: float | None = None) -> None:
-        self._stop, self._log = stop, log
+    def __init__(
+        self,
+        stop: threading.Event,
+        log: FilteringBoundLogger,
+        *,
+        limit_s: float | None = None,
+        waits_at_limits: bool = True,
+    ) -> None:
+        self._stop, self._log, self._waits_at_limits = stop, log, waits_at_limits
         self._limit_s = PASSING_LIMIT_S if limit_s is None else limit_s
         self._failing_since: float | None = None
 
@@ -52,10 +60,15 @@ class Patience:
     def _sleep(self, seconds: float) -> None:
         self._stop.wait(seconds)
 
-    def _note_failure(self, _state: RetryCallState) -> bool:
+    def gives_up(self, error: BaseException | None) -> bool:
+        """Say whether no further attempt will be made after this error."""
+        is_limit = isinstance(error, LimitReached) and not self._waits_at_limits
+        return is_limit or not isinstance(error, PassingError) or self.is_over
+
+    def _note_failure(self, state: RetryCallState) -> bool:
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-        return self.is_over
+        return self.gives_up(state.outcome.exception() if state.outcome else None)
 
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -65,6 +78,7 @@ class Patience:
                 attempt=state.attempt_number,
                 error_type=error.id,
                 error_message=error.message,
+                error_hint=error.hint,
                 sqlstate=error.sqlstate,
             )
 

@@ -20,6 +20,7 @@ from replicator.capture.copyout import copy_out
 from replicator.db import Connection, connect, translate, translated
 from replicator.digest import bucket_of, hash_columns, in_buckets, in_pages, in_slots
 from replicator.errors import PassingError, ReplicatorError
+from replicator.limits import find_limit
 from replicator.page_range import Pages
 from replicator.position import Lsn, wrap_xid
 from replicator.reading import Observation, Reading, SnapshotFacts
@@ -28,6 +29,7 @@ from replicator.rules import MASK_KEY_SETTING, Mapping, Output, name_output
 from replicator.statement import statement
 from replicator.strategy import XMIN, watermark_type
 
+LOCKS_SHORT = "locks_short"
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -168,6 +170,8 @@ def _lock(connection: Connection, relations: Sequence[tuple[str, str, str]]) -> 
         connection.execute("ROLLBACK TO SAVEPOINT locking")
         if len(lockable) == 1:
             return {lockable[0]: translate(error, side="source", table=".".join(lockable[0]))}
+        if find_limit(error) is not None:
+            return _lock_some(connection, lockable)
     else:
         return {}
     finally:
@@ -179,6 +183,25 @@ def _lock(connection: Connection, relations: Sequence[tuple[str, str, str]]) -> 
     return failures
 
 
+def _lock_some(connection: Connection, lockable: Sequence[tuple[str, str]]) -> dict[tuple[str, str], ReplicatorError]:
+    """Lock as many as leave room in the server's lock table, which all its sessions share; the others have to wait."""
+    now = lockable[: max(1, len(lockable) // 4)]
+    failures = _lock(connection, [(*relation, "r") for relation in now])
+    return failures | {relation: locks_short(".".join(relation)) for relation in lockable[len(now) :]}
+
+
+def locks_short(table: str | None = None) -> PassingError:
+    """Return the transient error of tables that have to wait until others are read and their locks given back."""
+    return PassingError(
+        "the source has no room for as many locks",
+        why="max_locks_per_transaction is reached",
+        hint="the tables are read in smaller groups, by itself",
+        id=LOCKS_SHORT,
+        sqlstate="53200",
+        table=table,
+    )
+
+
 def lock_statement(relations: Sequence[tuple[str, str]]) -> sql.Composed:
     """Return the statement that keeps relations (schema, name) from being truncated or rewritten."""
     return sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(
@@ -187,15 +210,15 @@ def lock_statement(relations: Sequence[tuple[str, str]]) -> sql.Composed:
 
 
 class Reader:
-    """A session that reads in a snapshot: one that imports it, or on a standby the coordinator's own.
+    """A session that reads in a snapshot: one that imports it, or the coordinator's own: on a standby, or where asked.
 
     A snapshot exported on a standby forgets what is running once a transaction has more than 64 subtransactions:
     whoever imports it takes all that for aborted, and leaves hint bits that hide those rows on the standby after their
     commit, from everybody. Seen on PostgreSQL 15 and 18.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        access, imports = snapshot.access, not snapshot.facts.is_standby
+    def __init__(self, snapshot: Snapshot, *, shares_coordinator: bool = False) -> None:
+        access, imports = snapshot.access, not (snapshot.facts.is_standby or shares_coordinator)
         self.connection = access.open() if imports else snapshot.connection
         self.pid = self.connection.info.backend_pid
         try:

@@ -483,8 +483,9 @@ def _explain(error: psycopg.Error, slot: str) -> ReplicatorError:
     if error.sqlstate == _NO_FREE_SLOT:
         return OperatorError(
             "the source has no free replication slot",
-            why=f"SQLSTATE {error.sqlstate}: max_replication_slots or max_wal_senders is reached",
-            hint="drop a slot that nobody needs (select * from pg_replication_slots), or raise the setting",
+            why=f"SQLSTATE {error.sqlstate}: max_replication_slots is reached",
+            hint="drop a slot that nobody needs (select * from pg_replication_slots); "
+            "or alter system set max_replication_slots = 20; then restart it",
             id="no_free_slot",
             sqlstate=error.sqlstate,
         )

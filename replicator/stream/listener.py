@@ -26,6 +26,7 @@ from replicator.stream.loop import Search, Until
 from replicator.stream.session import ListenResult, ListenSession, Outcome
 from replicator.stream.start import StreamStart
 from replicator.sync.preparation import open_access
+from replicator.sync.rights import require_control
 from replicator.telemetry.log import get_logger
 
 
@@ -55,7 +56,8 @@ class Listener:
         self.result = ListenResult(uuid.uuid4())
         self.log = get_logger().bind(run_id=str(self.result.execution_id))
         self.is_bounded = until_caught_up or until_lsn is not None
-        self.patience = Patience(self.stop, self.log, limit_s=None if self.is_bounded else math.inf)
+        limit_s = None if self.is_bounded else math.inf
+        self.patience = Patience(self.stop, self.log, limit_s=limit_s, waits_at_limits=not self.is_bounded)
         self.is_connected = False
         self.has_lost_publication = False
         self.has_lock = False
@@ -127,6 +129,7 @@ class Listener:
         schema, pipeline = self.settings.target.control_schema, self.settings.pipeline
         control = Control(connection, schema, pipeline)
         with translated("target"):
+            require_control(connection, schema)
             control.migrate()
             wait_s = self.settings.lock_wait.total_seconds()
             control.take_lock("listener", wait_s)

@@ -25,6 +25,7 @@ from replicator.apply.keyed import KeyedLoad
 from replicator.apply.shadow import Filled, Filling, ShadowLoad, drop_shadows
 from replicator.capture.pull import TableReader
 from replicator.db import Connection, closing
+from replicator.errors import LimitReached
 from replicator.page_range import Pages, divide_pages
 from replicator.sync.round import Round, gave_way
 
@@ -85,15 +86,21 @@ class ExchangeRound(Round):
             filled = [workers.submit(self._copy_ranges, filling, ranges, failed) for _ in range(count)]
         if errors := [error for one in filled if (error := one.exception())]:
             raise errors[0]
+        if ranges and not any(one.result().rows_read for one in filled) and not self.given_way.is_set():
+            # Nobody found two connections to spare: this says so, or the next round finds them.
+            self._open_reader().close()
         if ranges:
             raise gave_way(filling.incoming.job.table)
         return sum((one.result() for one in filled), Filled())
 
     def _copy_ranges(self, filling: Filling, ranges: deque[Pages], failed: threading.Event) -> Filled:
-        """Copy ranges until none is left, another worker failed, or the round is to end."""
+        """Copy ranges until none is left, another worker failed, or the round is to end.
+
+        Where no connection is to spare the others copy them.
+        """
         filled, table = Filled(), filling.incoming.job.table
         try:
-            with ExitStack() as stack:
+            with ExitStack() as stack, suppress(LimitReached):
                 source = self._open_source(stack, filling.incoming)
                 session = stack.enter_context(closing(self._open_session().connection))
                 while not failed.is_set() and (pages := self._take(ranges)) is not None:

@@ -36,6 +36,7 @@ from replicator.sync.inventory import (
     take_inventory,
     vanished,
 )
+from replicator.sync.rights import require_control
 from replicator.sync.round import Round, gave_way
 from replicator.sync.run import ProgressHook, Run, RunResult
 
@@ -80,7 +81,7 @@ class Pipeline:
 
     def __init__(self, run: Run, stack: ExitStack, round_type: type[Round] = Round) -> None:
         self.run, self.stack, self.round_type = run, stack, round_type
-        self.patience = Patience(run.stop, run.log)
+        self.patience = Patience(run.stop, run.log, waits_at_limits=False)
 
     def execute(self, tables: Sequence[str], triggered_by: str) -> RunResult:
         """Claim the tables, run the rounds and return the result."""
@@ -112,6 +113,7 @@ class Pipeline:
         with ExitStack() as opened:
             control = opened.enter_context(run.open_control())
             with translated("target"):
+                require_control(control.connection, control.schema)
                 control.migrate()
                 control.take_lock("run", run.lock_wait_s)
             opened.callback(run.close_watcher)
@@ -122,9 +124,10 @@ class Pipeline:
                 require_tables(inventory)
                 inventory = self._leave_unwritable(control, inventory)
             except ReplicatorError as error:
-                if not isinstance(error, PassingError) or self.patience.is_over:
+                if self.patience.gives_up(error):
                     self._record_unread(control, tables, error, triggered_by)
                 raise
+            run.own_control = control
             names = [chosen.table for chosen in inventory.tables] + sorted(inventory.missing)
             run.log.info("run_started", path=run.path, tables=len(names), triggered_by=triggered_by)
             with translated("target"):

@@ -9,6 +9,8 @@ from typing import Any
 from psycopg import sql
 
 from replicator.apply.evolve import Evolution
+from replicator.apply.job import Job
+from replicator.apply.target import plan_job_enums, plan_target
 from replicator.apply.types import EnumChange
 from replicator.db import Connection, not_populated
 from replicator.errors import PreflightError
@@ -112,6 +114,20 @@ class TargetRights:
 
     def _grant_on_database(self, privilege: str) -> sql.Composed:
         return _grant(privilege, "database", sql.Identifier(self.database), self.role)
+
+
+def require_control(connection: Connection, control_schema: str) -> None:
+    """Raise PreflightError, with the GRANT, where the target's role cannot even keep its records."""
+    gap = TargetRights(connection).find_database_gap(control_schema)
+    if gap is not None:
+        raise gap
+
+
+def find_write_gap(connection: Connection, job: Job) -> PreflightError | None:
+    """Return what the target's role lacks to write a table; None where that is not a right."""
+    enums = plan_job_enums(connection, job)
+    evolution, existing, _ = plan_target(connection, job, enums)
+    return TargetRights(connection).find_table_gap(job.table, job.target, evolution, existing, enums)
 
 
 def _rows(connection: Connection, name: str, /, **parameters: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar
@@ -21,10 +21,12 @@ from replicator.apply.stream_control import StreamControl, overtaken
 from replicator.apply.target import order_by_foreign_keys, prepare_enums, prepare_schemas, take_replica_role
 from replicator.batch import Figures
 from replicator.capture.pull import (
+    LOCKS_SHORT,
     Reader,
     Snapshot,
     TableReader,
     is_standby,
+    locks_short,
     observe,
     read_system_identifier,
     take_snapshot,
@@ -32,12 +34,12 @@ from replicator.capture.pull import (
 from replicator.capture.source_state import read_end_of_wal
 from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, connect, translate, translated
-from replicator.errors import PassingError, ReplicatorError, StreamedError, unexpected
+from replicator.errors import LimitReached, PassingError, ReplicatorError, StreamedError, unexpected
 from replicator.reading import Observation, Reading
 from replicator.strategy import FULL, WATERMARK, XMIN
 from replicator.sync.inventory import Chosen
 from replicator.sync.preparation import choose_digest, decide_job, find_home, prepare_job, went_away
-from replicator.sync.rights import find_read_gaps
+from replicator.sync.rights import find_read_gaps, find_write_gap
 from replicator.sync.run import Run
 
 LOCK_ATTEMPTS = 3
@@ -58,9 +60,14 @@ class Round:
     def execute(self) -> None:
         run = self.run
         self.left = list(self.pending)
+        if run.most_locked is not None and len(self.pending) > run.most_locked:
+            # The others keep their turn for the next round.
+            self.passing = locks_short()
+            self.pending = self.pending[: run.most_locked]
         self.queue: deque[list[Job]] = deque()
         self.mutex = threading.Lock()
         self.given_way = threading.Event()
+        self.active, self.shares_coordinator = 0, False
         self.readers: list[Reader] = []
         self.connections: list[Connection] = []
         with translated("source"):
@@ -115,6 +122,7 @@ class Round:
         run, snapshot = self.run, self.snapshot
         self.observations = [snapshot.observation, *run.early, *kept]
         by_name = {(c.schema, c.name): c for c in self.pending}
+        self._lock_fewer([error for error in snapshot.failures.values() if error.id == LOCKS_SHORT])
         for name, error in self._name_grants(snapshot.failures).items():
             chosen = by_name.pop(name)
             run.attempts[chosen.table] = run.attempts.get(chosen.table, 0) + 1
@@ -143,6 +151,19 @@ class Round:
             except ReplicatorError as error:
                 self._settle(chosen, error)
         self._queue_jobs(jobs)
+
+    def _lock_fewer(self, short: Sequence[ReplicatorError]) -> None:
+        """Take note of how many tables a round may lock at a time, from the next one on."""
+        if short:
+            self.run.most_locked = max(1, len(self.pending) - len(short))
+
+    def _await_locks(self, error: ReplicatorError) -> ReplicatorError:
+        """Return the transient error of a table for whose locks there is no room while others are locked too."""
+        if error.sqlstate != "53200" or error.id != "limit_reached" or len(self.pending) < 2:
+            return error
+        with self.mutex:
+            self.run.most_locked = max(1, min(self.run.most_locked or len(self.pending), len(self.pending) // 2))
+        return locks_short(error.table)
 
     def _name_grants(self, failures: dict[tuple[str, str], ReplicatorError]) -> dict[tuple[str, str], ReplicatorError]:
         """Return the failures, those for want of a right with the GRANT in SQL."""
@@ -187,7 +208,7 @@ class Round:
         self._run_workers(1 if self.snapshot.facts.is_standby else self.run.jobs)
 
     def _run_workers(self, most: int) -> None:
-        count = min(most, len(self.queue))
+        count = self.active = min(most, len(self.queue))
         workers = [threading.Thread(target=self._load_groups, name=f"load-{n}", daemon=True) for n in range(count)]
         for worker in workers:
             worker.start()
@@ -238,9 +259,21 @@ class Round:
 
     def _next_group(self) -> list[Job] | None:
         with self.mutex:
-            if self.given_way.is_set() or self.run.stop.is_set() or self.passing_connection_lost():
-                return None
-            return self.queue.popleft() if self.queue else None
+            is_over = self.given_way.is_set() or self.run.stop.is_set() or self.passing_connection_lost()
+            if self.queue and not is_over:
+                return self.queue.popleft()
+            self.active -= 1
+            return None
+
+    def _steps_back(self, group: list[Job]) -> bool:
+        """Say whether a worker that found no connection to spare leaves its group to the others: never the last."""
+        with self.mutex:
+            if self.active < 2:
+                return False
+            self.active -= 1
+            self.queue.appendleft(group)
+        self.run.log.warning("worker_withdrawn", path=self.run.path, reason="no connection to spare")
+        return True
 
     def passing_connection_lost(self) -> bool:
         """Say whether a connection broke in this round: the other tables then wait for the next one."""
@@ -253,21 +286,20 @@ class Round:
         try:
             while group := self._next_group():
                 try:
-                    reader = reader or self._open_reader()
                     if session is None or session.connection.closed:
                         session = self._open_session()
+                    reader = reader or self._open_reader()
                     self._load(group, reader, session)
+                except LimitReached as error:
+                    if self._steps_back(group):
+                        return
+                    self._get_by(group, error, lacks_reader=session is not None and reader is None)
                 except psycopg.Error as error:
-                    self._settle_group(group, translate(error, side="target"))
+                    self._settle_group(group, self._name_target_grant(group, translate(error, side="target")))
                 except ReplicatorError as error:
-                    self._settle_group(group, error)
-                    if reader is not None:
-                        # A COPY that was cut short, or a failed statement, ends the reader's transaction.
-                        self.readers.remove(reader)
-                        reader.close()
-                        reader = None
-                    if self.snapshot.facts.is_standby:
-                        self.passing = self.passing or snapshot_ended()
+                    self._settle_group(group, self._name_target_grant(group, error))
+                    self._drop_reader(reader)
+                    reader = None
                 except Exception as error:  # noqa: BLE001  # a thread has nobody above it; the table's row tells
                     self._settle_group(group, unexpected(error))
         finally:
@@ -276,10 +308,36 @@ class Round:
             if session is not None:
                 session.connection.close()
 
+    def _get_by(self, group: list[Job], error: LimitReached, *, lacks_reader: bool) -> None:
+        """Let the coordinator read by itself, as on a standby, where the last worker finds no connection to spare."""
+        if not lacks_reader or self.shares_coordinator:
+            self._settle_group(group, error)
+            return
+        self.shares_coordinator = True
+        with self.mutex:
+            self.queue.appendleft(group)
+
+    def _name_target_grant(self, group: Sequence[Job], error: ReplicatorError) -> ReplicatorError:
+        """Return the error, with the GRANT in SQL where the target's role lacks one."""
+        jobs = [job for job in group if error.table in (None, job.table)]
+        if error.sqlstate != "42501" or error.id != "grant_missing" or len(jobs) != 1:
+            return error
+        with suppress(ReplicatorError, psycopg.Error), closing(self._open_session().connection) as connection:
+            return find_write_gap(connection, jobs[0]) or error
+        return error
+
     def _open_reader(self) -> Reader:
-        reader = Reader(self.snapshot)
+        reader = Reader(self.snapshot, shares_coordinator=self.shares_coordinator)
         self.readers.append(reader)
         return reader
+
+    def _drop_reader(self, reader: Reader | None) -> None:
+        """Close a reader: a COPY that was cut short, or a failed statement, ends its transaction."""
+        if reader is not None:
+            self.readers.remove(reader)
+            reader.close()
+        if self.snapshot.facts.is_standby or self.shares_coordinator:
+            self.passing = self.passing or snapshot_ended()
 
     def _open_session(self) -> Session:
         connection = connect(self.run.target_conninfo, side="target", timeout_s=self.run.timeout_s)
@@ -336,6 +394,7 @@ class Round:
         self.run.progress(table, len(self.run.records) - len(self.left), len(self.run.records))
 
     def _settle_group(self, group: Sequence[Job], error: ReplicatorError) -> None:
+        error = self._await_locks(error)
         tables = {job.table for job in group}
         for chosen in [chosen for chosen in self.left if chosen.table in tables]:
             self._settle(chosen, error)
@@ -379,7 +438,7 @@ def snapshot_ended() -> PassingError:
     """Return the passing error of the tables of a standby that were to be read after one whose read failed."""
     return PassingError(
         "the snapshot ended with the read that failed",
-        why="on a standby one session reads all tables",
+        why="one session reads all tables",
         hint="the others are read in a new snapshot, by itself",
         id="snapshot_ended",
     )

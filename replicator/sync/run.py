@@ -15,7 +15,7 @@ import psycopg
 from replicator.apply.control import Control, TableRecord
 from replicator.config.settings import Settings
 from replicator.db import Connection, closing, connect
-from replicator.errors import EXIT_OK, EXIT_PARTIAL, ReplicatorError, choose_exit_code
+from replicator.errors import EXIT_OK, EXIT_PARTIAL, LimitReached, ReplicatorError, choose_exit_code
 from replicator.reading import Observation
 from replicator.sync.preparation import open_access
 from replicator.telemetry.log import get_logger
@@ -75,6 +75,8 @@ class Run:
         self.started: dict[str, datetime] = {}
         self.attempts: dict[str, int] = {}
         self.strategies: dict[str, str] = {}
+        self.own_control: Control | None = None
+        self.most_locked: int | None = None
         self.early: list[Observation] = []
         self.reached: set[str] = set()
         self.log = get_logger().bind(run_id=str(self.execution_id))
@@ -142,8 +144,7 @@ class Run:
         )
         if table not in self.batch_ids:
             return
-        # A connection of its own: the one that failed may be in an aborted transaction, or gone.
-        with suppress(ReplicatorError, psycopg.Error), self.open_control() as control:
+        with suppress(ReplicatorError, psycopg.Error), self._open_record(error) as control:
             control.fail_batch(
                 self.batch_ids[table],
                 error,
@@ -151,6 +152,18 @@ class Run:
                 attempts=self.attempts.get(table, 1),
                 strategy=self.strategies.get(table),
             )
+
+    @contextmanager
+    def _open_record(self, error: ReplicatorError) -> Iterator[Control]:
+        """Yield a connection of its own: the one that failed may be in an aborted transaction, or gone.
+
+        Where no connection is to spare, the one that holds the locks.
+        """
+        if isinstance(error, LimitReached) and self.own_control is not None:
+            yield self.own_control
+            return
+        with self.open_control() as control:
+            yield control
 
     def skip(self, table: str, reason: str) -> None:
         """Record that a table was left to the listener."""

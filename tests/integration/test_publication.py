@@ -35,7 +35,8 @@ def list_columns(pair: Pair, table: str) -> int | None:
     query = "select cardinality(prattrs::int2[]) from pg_publication_rel where prrelid = %s::regclass"
     row = pair.source.execute(query, [table]).fetchone()
     assert row is not None
-    return row[0]
+    listed: int | None = row[0]
+    return listed
 
 
 def wait_for_columns(pair: Pair, *columns: str) -> None:
@@ -121,7 +122,10 @@ def test_with_copied_columns_only_the_excluded_never_leave_the_source_and_check_
     """S28: the option for those who need it more; its refusals are the source's own."""
     streamed.source.execute(TABLE)
     own_tables(streamed)
-    config: dict[str, Any] = {"tables": [{"name": "public.t", "exclude": ["phone", "big"]}], "listen": {"publish_columns": "copied"}}
+    config: dict[str, Any] = {
+        "tables": [{"name": "public.t", "exclude": ["phone", "big"]}],
+        "listen": {"publish_columns": "copied"},
+    }
     streamed.write_config(**config)
     finding = find(streamed, "column_list", "public.t")
     assert finding["severity"] == "warn"
