@@ -105,6 +105,8 @@ def read_relations(connection: Connection, oids: Iterable[int]) -> dict[int, Rel
             row_security=row["row_security"],
             definition=row["definition"],
             persistence=row["persistence"],
+            has_grant=row["has_grant"],
+            reads_versions=row["reads_versions"],
         )
         for row in _read(connection, "describe_relations", oids=wanted)
     }

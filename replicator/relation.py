@@ -46,7 +46,10 @@ class Type:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One row of pg_attribute. missing: what rows show that no row version tells of; version: of the catalog's row."""
+    """One row of pg_attribute. missing: what rows show that no row version tells of; version: of the catalog's row.
+
+    is_readable: by the role that looked.
+    """
 
     number: int
     name: str
@@ -57,6 +60,7 @@ class Column:
     identity: str
     missing: str | None
     version: str = ""
+    is_readable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,8 @@ class Index:
 class Relation:
     """A table, partitioned table, view, materialized view or foreign table as it stood at one moment.
 
-    database: the OID of its database, which a copy under the same name does not have.
+    database: the OID of its database, which a copy under the same name does not have. has_grant: the role may SELECT
+    from it as a whole; else by column. reads_versions: it may read xmin and ctid.
     """
 
     database: int
@@ -109,6 +114,8 @@ class Relation:
     row_security: bool
     definition: str | None
     persistence: str
+    has_grant: bool = True
+    reads_versions: bool = True
 
     @cached_property
     def by_name(self) -> dict[str, Column]:
@@ -132,8 +139,8 @@ class Relation:
 
     @property
     def is_heap(self) -> bool:
-        """Say whether every row lives in a heap, so that `xmin` tells when it was written."""
-        if self.kind not in (TABLE, PARTITIONED):
+        """Say whether every row lives in a heap, so that `xmin` tells when it was written, and may be read."""
+        if not self.reads_versions or self.kind not in (TABLE, PARTITIONED):
             return False
         leaves = [member for member in self.members if member.kind != PARTITIONED]
         return all(member.kind == TABLE and member.access_method == "heap" for member in leaves)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 
@@ -20,6 +20,9 @@ MASK_KEY_SETTING = "replicator.mask_key"
 _TEXT_TYPES = frozenset({"text", "varchar", "bpchar", "name", "citext"})
 _NAN_TYPES = frozenset({"float4", "float8", "numeric"})
 TEXT_OID = 25
+TIMESTAMPTZ_OID = 1184
+_TIMESTAMPTZ = Type(TIMESTAMPTZ_OID, "pg_catalog", "timestamptz", "b", None, 0, 0, -1, (), binary=True)
+CellRule = Callable[[bytes], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +87,21 @@ def name_output(output: Output) -> sql.Composed:
 
 
 def map_relation(
-    relation: Relation, table: TableSettings, expression_types: dict[str, tuple[int, int]] | None = None
+    relation: Relation,
+    table: TableSettings,
+    expression_types: dict[str, tuple[int, int]] | None = None,
+    zoned: frozenset[str] = frozenset(),
 ) -> Mapping:
     """Compile the rules of one table. Pure.
 
     expression_types: (type OID, typmod) of masks that are SQL expressions, by source column; text where not given.
+    zoned: columns of the target that are timestamptz, where `assume_timezone` is set.
     Raises ConfigError when a rule names a column that is not there, or two columns end under one name.
     """
     _check_names(relation, table)
     kept = [column for column in relation.columns if _is_kept(column, table)]
-    outputs = tuple(_output(column, relation, table, expression_types or {}) for column in kept)
+    plain = (_output(column, relation, table, expression_types or {}) for column in kept)
+    outputs = tuple(_assume_zone(output, relation, table) if output.name in zoned else output for output in plain)
     _check_unique(outputs, relation)
     key = _key_columns(relation, table)
     names = {output.source.name: output.name for output in outputs}
@@ -104,6 +112,9 @@ def map_relation(
                 why="rows are told apart by their key",
                 hint="keep the column, mask it with hash, or configure another key",
             )
+    if any(map(is_zoned, outputs)):
+        # No column of the source need have the type.
+        relation = replace(relation, types={**relation.types, TIMESTAMPTZ_OID: _TIMESTAMPTZ})
     return Mapping(
         relation=relation,
         outputs=outputs,
@@ -186,15 +197,39 @@ def _output(
     return Output(table.rename.get(column.name, column.name), column, expression, type_oid, typmod)
 
 
+def _assume_zone(output: Output, relation: Relation, table: TableSettings) -> Output:
+    """Return the output as a moment, if its source column is a timestamp without zone and copied as it is."""
+    base = _base_type(relation, output.source.type_oid)
+    is_zoneless = base is not None and (base.schema, base.name) == ("pg_catalog", "timestamp")
+    if not is_zoneless or output.source.name in table.mask:
+        return output
+    moment = sql.SQL("({} AT TIME ZONE {})").format(output.expression, sql.Literal(table.assume_timezone))
+    return replace(output, expression=moment, type_oid=TIMESTAMPTZ_OID, typmod=relation.find_base(output.source)[1])
+
+
+def is_zoned(output: Output) -> bool:
+    """Say whether `assume_timezone` makes a moment of the output's source column."""
+    return output.type_oid == TIMESTAMPTZ_OID != output.source.type_oid
+
+
+def _zone_rule(zone: str) -> CellRule:
+    """Return what makes a moment of a timestamp's text: PostgreSQL reads a zone's name behind the time."""
+
+    def add_zone(cell: bytes) -> bytes:
+        if cell.endswith(b"infinity"):
+            return cell
+        time, era, _ = cell.partition(b" BC")
+        return b"%s %s%s" % (time, zone.encode(), era)
+
+    return add_zone
+
+
 def _hashed(value: sql.Composable) -> sql.Composable:
     # format('%s') takes the type's output function, as the replication stream does; bool::text would differ from it.
     return sql.SQL(
         "CASE WHEN {value} IS NOT NULL THEN encode(sha256(decode(current_setting({key}), 'hex')"
         " || convert_to(format('%s', {value}), 'UTF8')), 'hex') END"
     ).format(value=value, key=sql.Literal(MASK_KEY_SETTING))
-
-
-CellRule = Callable[[bytes], bytes | None]
 
 
 def compile_cell_rule(
@@ -210,6 +245,8 @@ def compile_cell_rule(
     if mask == "hash":
         secret = mask_key or b""
         return lambda cell: hashlib.sha256(secret + cell).hexdigest().encode()
+    if mask is None and is_zoned(output):
+        return _zone_rule(table.assume_timezone)
     base = _base_type(relation, output.source.type_oid)
     if base is None:
         return None

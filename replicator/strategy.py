@@ -20,6 +20,7 @@ _ZONELESS_SLACK = timedelta(hours=26)
 _SLACK = timedelta(seconds=60)
 # PostgreSQL's limit (documentation, appendix K).
 MOST_COLUMNS = 1600
+_UNREADABLE = "the role may not read xmin and ctid"
 SMALL_TABLE_ROWS = 1_000_000
 
 
@@ -47,7 +48,8 @@ def choose_strategy(mapping: Mapping, table: TableSettings, *, on_standby: bool)
         return Choice(FULL, EXACT, "configured")
     if wanted == XMIN:
         if not reads_by_xmin(relation):
-            raise _cannot(relation, wanted, f"not every row of this {kind} lives in a heap")
+            why = f"not every row of this {kind} lives in a heap" if relation.reads_versions else _UNREADABLE
+            raise _cannot(relation, wanted, why)
         return Choice(XMIN, EXACT, "configured")
     if wanted == WATERMARK:
         problem = _watermark_problem(mapping, on_standby)
@@ -68,6 +70,8 @@ def _choose_automatically(mapping: Mapping, table: TableSettings, on_standby: bo
         return Choice(XMIN, EXACT, "larger than xmin_scan_limit, but without an indexed watermark")
     if problem is None:
         return Choice(WATERMARK, BOUNDED, f"a {kind} with a watermark, audited by hashes")
+    if not relation.reads_versions:
+        return Choice(FULL, EXACT, f"{_UNREADABLE}, and {problem}")
     return Choice(FULL, EXACT, f"a {kind}: {problem}")
 
 

@@ -274,11 +274,14 @@ class _Plan:
         if accepts(now, wanted):
             return
         if not widens(now, wanted):
-            raise self._drift(
+            drift = self._drift(
                 f"column {output.name} is {now} here and {wanted} in the source",
                 f"{now} cannot hold every {wanted}",
                 self._convert(output.name, now, wanted),
             )
+            if now.endswith(" with time zone") and wanted.endswith(" without time zone"):
+                drift.hint = f'{drift.hint}; or assume_timezone = "...", the zone that the source means'
+            raise drift
         change = sql.SQL("ALTER COLUMN {} TYPE {}").format(sql.Identifier(output.name), spelled(wanted))
         if self.table.on_schema_change != "evolve":
             raise self._drift(

@@ -85,7 +85,7 @@ def plan_job_enums(connection: Connection, job: Job) -> list[EnumChange]:
     frozen = [change for change in changes if not change.create and job.settings.on_schema_change == "freeze"]
     if frozen:
         raise SchemaDrift(
-            f"the labels of enum {frozen[0].schema}.{frozen[0].name} changed",
+            f"the {'name' if frozen[0].moved_from else 'labels'} of enum {frozen[0].schema}.{frozen[0].name} changed",
             why='on_schema_change is "freeze"',
             hint="; ".join(ddl.as_string() for ddl in frozen[0].statements()),
             table=job.table,
@@ -95,7 +95,9 @@ def plan_job_enums(connection: Connection, job: Job) -> list[EnumChange]:
 
 def write_enum_ddl(connection: Connection, changes: Sequence[EnumChange]) -> list[sql.Composed]:
     """Return the statements of the changes, with the schemas that new enums need."""
-    schemas = find_missing_schemas(connection, sorted({change.schema for change in changes if change.create}))
+    schemas = find_missing_schemas(
+        connection, sorted({change.schema for change in changes if change.create or change.moved_from})
+    )
     return [*map(create_schema, schemas), *(ddl for change in changes for ddl in change.statements())]
 
 

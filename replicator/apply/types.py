@@ -7,8 +7,8 @@ target's own catalog or from quoted identifiers: the source is not trusted with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -50,13 +50,17 @@ _LOCAL_TYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class EnumChange:
-    """What must happen to an enum of the target: created with all labels, labels renamed, labels added."""
+    """What must happen to an enum of the target: created with all labels, renamed, labels renamed, labels added.
+
+    moved_from: its schema and name until now.
+    """
 
     schema: str
     name: str
     create: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     add: tuple[tuple[str, str | None], ...] = ()
+    moved_from: tuple[str, str] | None = None
 
     def statements(self) -> list[sql.Composed]:
         """Return the DDL. An added label is of no use before its commit (PostgreSQL documentation, ALTER TYPE)."""
@@ -64,7 +68,8 @@ class EnumChange:
         if self.create:
             labels = sql.SQL(", ").join(sql.Literal(label) for label in self.create)
             return [sql.SQL("CREATE TYPE {} AS ENUM ({})").format(name, labels)]
-        changes = [
+        changes = self._move()
+        changes += [
             sql.SQL("ALTER TYPE {} RENAME VALUE {} TO {}").format(name, sql.Literal(old), sql.Literal(new))
             for old, new in self.rename
         ]
@@ -74,6 +79,19 @@ class EnumChange:
                 sql.SQL("ALTER TYPE {} ADD VALUE IF NOT EXISTS {}{}").format(name, sql.Literal(label), place)
             )
         return changes
+
+    def _move(self) -> list[sql.Composed]:
+        if self.moved_from is None:
+            return []
+        schema, name = self.moved_from
+        moves = []
+        if name != self.name:
+            old, new = sql.Identifier(schema, name), sql.Identifier(self.name)
+            moves.append(sql.SQL("ALTER TYPE {} RENAME TO {}").format(old, new))
+        if schema != self.schema:
+            now, to = sql.Identifier(schema, self.name), sql.Identifier(self.schema)
+            moves.append(sql.SQL("ALTER TYPE {} SET SCHEMA {}").format(now, to))
+        return moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +110,58 @@ def plan_enums(connection: Connection, types: Iterable[Type], recorded: dict[str
     was renamed, since RENAME VALUE keeps it.
     """
     enums = [t for t in types if t.kind == "e" and t.extension is None]
+    here = dict(zip(enums_by_name(enums), find_types(connection, enums), strict=True))
+    moved = _find_moved(connection, enums, here, recorded)
+    gone = {(old.schema, old.name) for old, _ in moved.values()}
     changes = []
-    for enum, found in zip(enums, find_types(connection, enums), strict=True):
+    for enum in enums:
+        name = (enum.schema, enum.name)
+        old, found = moved.get(name, (enum, None if name in gone else here[name]))
         labels = [label for _, label in enum.labels]
         if found is None:
             if labels:
                 changes.append(EnumChange(enum.schema, enum.name, create=tuple(labels)))
         elif found.kind == "e":
-            change = _follow_labels(enum, found, recorded.get(f"{enum.schema}.{enum.name}", {}))
-            if change.rename or change.add:
+            change = _follow_labels(enum, found, recorded.get(f"{old.schema}.{old.name}", {}))
+            if old is not enum:
+                change = replace(change, moved_from=(old.schema, old.name))
+            if change.rename or change.add or change.moved_from:
                 changes.append(change)
-    return changes
+    # A name is free once what had it has moved away.
+    return sorted(changes, key=lambda change: change.moved_from is None)
+
+
+def enums_by_name(enums: Iterable[Type]) -> list[tuple[str, str]]:
+    """Return (schema, name) of each."""
+    return [(enum.schema, enum.name) for enum in enums]
+
+
+def _find_moved(
+    connection: Connection,
+    enums: Sequence[Type],
+    here: dict[tuple[str, str], FoundType | None],
+    recorded: dict[str, dict[str, str]],
+) -> dict[tuple[str, str], tuple[Type, FoundType]]:
+    """Return the enums that had another name at the last sync, with their old self and what the target has of that.
+
+    Their labels' OIDs tell: those survive ALTER TYPE ... RENAME TO and SET SCHEMA. here: by the names of now.
+    """
+    moved: dict[tuple[str, str], tuple[Type, FoundType]] = {}
+    for enum in enums:
+        label_oids = {str(oid) for oid, _ in enum.labels}
+        olds = [name for name, labels in recorded.items() if label_oids & labels.keys()]
+        is_known = f"{enum.schema}.{enum.name}" in olds
+        if is_known or len(olds) != 1:
+            continue
+        schema, name = olds[0].split(".", 1)
+        old = replace(enum, schema=schema, name=name)
+        (found,) = find_types(connection, [old])
+        is_free = here[enum.schema, enum.name] is None or (enum.schema, enum.name) in {
+            (other.schema, other.name) for other, _ in moved.values()
+        }
+        if found is not None and found.kind == "e" and is_free:
+            moved[enum.schema, enum.name] = (old, found)
+    return moved
 
 
 def _follow_labels(enum: Type, found: FoundType, recorded: dict[str, str]) -> EnumChange:
@@ -130,7 +189,9 @@ def resolve_types(
     found = dict(zip((t.oid for t in known), find_types(connection, known), strict=True))
     if XML_OID in found and not _can_read_xml(connection):
         found[XML_OID] = None
+    planned = list(planned)
     made = {(change.schema, change.name) for change in planned if change.create}
+    found |= _find_by_old_names(connection, known, planned)
     wanted = {output.name: _resolve(output.type_oid, output.typmod, types, found, made) for output in outputs}
     by_oid = [(name, place) for name, place in wanted.items() if isinstance(place, tuple)]
     spellings = format_types(connection, [(oid, typmod) for _, (oid, typmod, _) in by_oid])
@@ -142,6 +203,15 @@ def resolve_types(
         if isinstance(place, str):
             resolved[name] = Resolved(place, place != TEXT, downgraded=place == TEXT)
     return resolved
+
+
+def _find_by_old_names(
+    connection: Connection, types: Iterable[Type], planned: Iterable[EnumChange]
+) -> dict[int, FoundType | None]:
+    """Return what stands for the enums that are yet to be renamed."""
+    moves = {(change.schema, change.name): change.moved_from for change in planned if change.moved_from}
+    olds = {t.oid: replace(t, schema=old[0], name=old[1]) for t in types if (old := moves.get((t.schema, t.name)))}
+    return dict(zip(olds, find_types(connection, list(olds.values())), strict=True))
 
 
 def _can_read_xml(connection: Connection) -> bool:

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from replicator.batch import Shape
 from replicator.capture.copyout import copy_out
-from replicator.capture.pull import BEGIN_READ, Access, lock_statement, set_up_read
+from replicator.capture.pull import BEGIN_READ, Access, is_unmoved, lock_statement, select_nothing, set_up_read
 from replicator.changes import KeyText
 from replicator.db import Connection, translate
 from replicator.errors import PassingError
@@ -102,11 +102,10 @@ def begin_fresh(
     while True:
         connection.execute(BEGIN_READ)
         set_up_read(connection, access)
-        if mapping.relation.kind not in (MATVIEW, FOREIGN):
-            connection.execute(lock_statement([(mapping.relation.schema, mapping.relation.name)]))
+        is_same = _lock(connection, mapping.relation)
         row = connection.execute(statement("replication.open_transactions"), {}).fetchone()
         assert row is not None
-        if delivered.are_visible(int(row["next_xid"]), [int(xid) for xid in row["open_xids"]]):
+        if is_same and delivered.are_visible(int(row["next_xid"]), [int(xid) for xid in row["open_xids"]]):
             return
         connection.execute("ROLLBACK")
         if stop.wait(_PAUSE_S):
@@ -119,6 +118,17 @@ def begin_fresh(
                 id=TRANSACTION_OPEN,
                 table=f"{mapping.relation.schema}.{mapping.relation.name}",
             )
+
+
+def _lock(connection: Connection, relation: Relation) -> bool:
+    """Lock a table; say whether the transaction's snapshot, if that came first, shows the rows that are there."""
+    if relation.kind in (MATVIEW, FOREIGN):
+        return True
+    if relation.has_grant:
+        connection.execute(lock_statement([(relation.schema, relation.name)]))
+        return True
+    connection.execute(select_nothing(relation.schema, relation.name))
+    return is_unmoved(connection, relation.schema, relation.name)
 
 
 class FreshReader:

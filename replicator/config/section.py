@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 
 from replicator.config.quantity import parse_duration, parse_size
 
@@ -36,6 +36,22 @@ def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
+def check_timezone(value: str) -> str:
+    """Return the name of an IANA time zone. Raises ValueError for any other."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError, LookupError):
+        if value != "UTC":
+            raise ValueError("should be an IANA time zone like UTC or Europe/Lisbon") from None
+    return value
+
+
+def _check_optional_timezone(value: str) -> str:
+    return check_timezone(value) if value else value
+
+
 JSON_TEXT = BeforeValidator(_read_json)
 DURATION = BeforeValidator(_read_duration)
 SIZE = BeforeValidator(_read_size)
@@ -50,6 +66,7 @@ Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]+$")]
 Names = Annotated[tuple[Text, ...], JSON_TEXT]
 SomeNames = Annotated[tuple[Text, ...], JSON_TEXT, Field(min_length=1)]
 TextByColumn = Annotated[Mapping[Text, Text], JSON_TEXT]
+TimeZone = Annotated[str, AfterValidator(_check_optional_timezone)]
 OptionalPath = Annotated[Path | None, OPTIONAL]
 OptionalSecret = Annotated[SecretStr | None, OPTIONAL]
 

@@ -24,6 +24,7 @@ from replicator.config.section import (
     Size,
     Text,
     Wait,
+    check_timezone,
 )
 from replicator.config.settings_source import load_tree, validate_tree
 from replicator.config.table_setting import TableEntry, TableSettings, decide_keys
@@ -117,14 +118,7 @@ class ScheduleSettings(Section):
     @field_validator("timezone")
     @classmethod
     def _check_timezone(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo
-
-        try:
-            ZoneInfo(value)
-        except (ValueError, OSError, LookupError):
-            if value != "UTC":
-                raise ValueError("should be an IANA time zone like UTC or Europe/Lisbon") from None
-        return value
+        return check_timezone(value)
 
 
 class ListenSettings(Section):

@@ -7,7 +7,18 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from replicator.config.section import Days, Duration, Fraction, Names, Section, Size, SomeNames, Text, TextByColumn
+from replicator.config.section import (
+    Days,
+    Duration,
+    Fraction,
+    Names,
+    Section,
+    Size,
+    SomeNames,
+    Text,
+    TextByColumn,
+    TimeZone,
+)
 from replicator.selection import check_target, parse_pattern
 
 Strategy = Literal["auto", "xmin", "watermark", "full"]
@@ -26,7 +37,10 @@ def _check_columns(keys: TableSettings | TableEntry) -> None:
         raise ValueError("key names a column twice")
 
 
-BY_COLUMN = ("key", "watermark", "where", "include", "exclude", "rename", "mask", "nan_to_null", "null_values")
+BY_COLUMN = (
+    "key", "watermark", "where", "include", "exclude", "rename", "mask", "nan_to_null", "null_values",
+    "assume_timezone",
+)  # fmt: skip
 """Keys that speak of columns: documented under `[[tables]]`, the others under `[defaults]`."""
 
 
@@ -132,6 +146,13 @@ class TableSettings(Section):
         examples=[["NaT", "NaN"]],
     )
 
+    assume_timezone: TimeZone = Field(
+        default="",
+        description="IANA time zone of the source's timestamp columns whose target column is timestamptz. Unset: such "
+        "a pair is refused.",
+        examples=["America/Sao_Paulo"],
+    )
+
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
         _check_columns(self)
@@ -172,6 +193,7 @@ class TableEntry(Section):
     mask: TextByColumn | None = None
     nan_to_null: bool | None = None
     null_values: Names | None = None
+    assume_timezone: TimeZone | None = None
 
     @field_validator("name")
     @classmethod

@@ -65,6 +65,7 @@ def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:
         yield from _check_key(job)
     else:
         yield from _check_view(job)
+    yield from _check_versions(job)
     yield from _check_watermark(job, on_standby=on_standby)
     yield from _check_types(plan, job)
     yield from _check_left_out(plan, job)
@@ -141,6 +142,20 @@ def _check_key(job: Job) -> Iterator[Finding]:
         yield Finding("deferrable_key", "warn", f"its key is deferrable: {_KEYLESS}", _replace_key(relation), job.table)
     else:
         yield Finding("no_key", "warn", f"it has no key: {_KEYLESS}", _add_key(relation), job.table)
+
+
+def _check_versions(job: Job) -> Iterator[Finding]:
+    """Find tables of which grants on columns leave out what tells row versions apart."""
+    relation = job.mapping.relation
+    if relation.kind not in (TABLE, PARTITIONED) or relation.reads_versions or not job.mapping.key:
+        return
+    yield Finding(
+        "versions_unreadable",
+        "warn",
+        f"the role reads the table by column, and neither xmin nor ctid: {job.choice.strategy} at every sync",
+        sql.SQL("grant select (xmin, ctid) on {} to ... -- the role of source.dsn").format(_name(relation)).as_string(),
+        job.table,
+    )
 
 
 def _replace_key(relation: Relation) -> str:

@@ -60,7 +60,9 @@ def repair_streamed(run: Run, verdicts: Sequence[Verdict], triggered_by: str) ->
         session = Session(control.connection, control, choose_digest(source, control.connection), replica)
         with translated("source"):
             tables = take_inventory(source, run.settings, [verdict.table for verdict in verdicts]).tables
-            jobs = prepare_jobs(source, tables, control.read_records(), mask_key=run.access.mask_key)
+            jobs = prepare_jobs(
+                source, tables, control.read_records(), mask_key=run.access.mask_key, target=control.connection
+            )
             identifier = read_system_identifier(source)
         with translated("target"):
             run.batch_ids = control.start_batches(

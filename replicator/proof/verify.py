@@ -154,7 +154,9 @@ def audit_streamed(
             records = control.read_records()
         with translated("source"):
             chosen = [table for table in take_inventory(source, settings).tables if table.table in skipped]
-            known = prepare_jobs(source, chosen, records, mask_key=run.access.mask_key, lenient=True)
+            known = prepare_jobs(
+                source, chosen, records, mask_key=run.access.mask_key, lenient=True, target=control.connection
+            )
     now = datetime.now(UTC)
     due = [table for table, job in known.items() if table in streamed and is_verification_due(job, now)]
     if not due:

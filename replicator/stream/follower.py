@@ -236,7 +236,9 @@ class StreamFollower:
         """Return the tables whose definition is not the one that was copied, and those that a resync asks for."""
         chosen = [table.chosen for table in self.tables.values()]
         records = {name: table.job.record for name, table in self.tables.items()}
-        jobs = prepare_jobs(connection, chosen, records, mask_key=self.access.mask_key, lenient=True)
+        jobs = prepare_jobs(
+            connection, chosen, records, mask_key=self.access.mask_key, lenient=True, target=self.streams.connection
+        )
         memberships = self.session.read_memberships(connection, jobs)
         with translated("target"):
             asked_for = {name for name, table in self.streams.read_tables().items() if table.is_stale}

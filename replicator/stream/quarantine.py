@@ -120,7 +120,7 @@ class _Retry:
         with translated("target"):
             records = self.control.read_records()
         with translated("source", table):
-            job = prepare_jobs(self.source, [chosen], records, mask_key=self.access.mask_key)[table]
+            job = prepare_jobs(self.source, [chosen], records, mask_key=self.access.mask_key, target=self.target)[table]
             spellings = spell_key(self.source, job)
         with translated("target", table):
             evolution, existing, types = plan_target(self.target, job)

@@ -82,7 +82,9 @@ class ListenSession:
         """Return the tables' jobs as the source defines them now."""
         with translated("target"):
             records = self.control.read_records()
-        return prepare_jobs(self.watcher, chosen, records, mask_key=self.access.mask_key)
+        return prepare_jobs(
+            self.watcher, chosen, records, mask_key=self.access.mask_key, target=self.control.connection
+        )
 
     def read_memberships(self, connection: Connection, jobs: Mapping[str, Job]) -> dict[int, str]:
         """Return by root what ties it to the publication."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, find_sequences
-from replicator.apply.target import describe_target, plan_target
+from replicator.apply.target import describe_target, plan_job_enums, plan_target
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
 from replicator.capture.pgoutput import Relation as RelationMessage
@@ -16,7 +16,7 @@ from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError
 from replicator.relation import PARTITIONED, Column
-from replicator.rules import TEXT_OID, compile_cell_rule, expression_masks, needs_source
+from replicator.rules import TEXT_OID, compile_cell_rule, expression_masks, is_zoned, needs_source
 from replicator.sync.inventory import Chosen
 
 GENERATED_SINCE = 180000
@@ -118,6 +118,8 @@ def make_streamed(
 
     published: columns of the publication's list, None for all. version: the source's.
     """
+    if any(change.moved_from for change in plan_job_enums(target, job)):
+        return None
     evolution, existing, types = plan_target(target, job)
     if existing is None or evolution.before or evolution.after or evolution.rekeyed:
         return None
@@ -182,7 +184,10 @@ def check_rereads(job: Job, unsent: Sequence[str]) -> None:
 def spell_key(source: Connection, job: Job) -> list[str]:
     """Return the source's types of the key's expressions, in key order."""
     outputs = job.mapping.key_outputs
-    oids = [TEXT_OID if job.settings.mask.get(o.source.name) else o.source.type_oid for o in outputs]
+    oids = [
+        TEXT_OID if job.settings.mask.get(o.source.name) else o.type_oid if is_zoned(o) else o.source.type_oid
+        for o in outputs
+    ]
     return format_types(source, [(oid, -1) for oid in oids])
 
 

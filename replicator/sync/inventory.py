@@ -191,17 +191,20 @@ def name_expected(settings: Settings, wanted: Sequence[str]) -> list[str]:
     return sorted(format_table_name(p.schema.text, p.name.text) for p in exact if p.exact)
 
 
-def read_mapping(connection: Connection, relation: Relation, chosen: Chosen) -> Mapping:
+def read_mapping(
+    connection: Connection, relation: Relation, chosen: Chosen, zoned: frozenset[str] = frozenset()
+) -> Mapping:
     """Compile a table's rules against the source as it stands, and let the source check the SQL in them.
 
-    `connection`: outside any transaction, since bad SQL ends one. Raises SafetyStop for row security, ConfigError for
-    rules that do not fit.
+    `connection`: outside any transaction, since bad SQL ends one. zoned: see `map_relation`. Raises SafetyStop for row
+    security, ConfigError for rules that do not fit.
     """
     if relation.row_security:
         raise row_security_stop(chosen.table)
     table = fit_settings(chosen.settings, relation, chosen.required)
     masks = expression_masks(table)
-    mapping = map_relation(relation, table)
+    mapping = map_relation(relation, table, None, zoned)
+    _require_columns(connection, mapping, chosen.table, masks)
     if not masks and not table.where:
         return mapping
     kept = [column for column in masks if any(o.source.name == column for o in mapping.outputs)]
@@ -222,7 +225,29 @@ def read_mapping(connection: Connection, relation: Relation, chosen: Chosen) -> 
     types = {
         column: (d.type_code, -1 if d._fmod is None else d._fmod) for column, d in zip(kept, described, strict=True)
     }
-    return map_relation(relation, table, types)
+    return map_relation(relation, table, types, zoned)
+
+
+def _require_columns(connection: Connection, mapping: Mapping, table: str, masks: Iterable[str]) -> None:
+    """Raise PreflightError for copied columns that the role may not read. What SQL of masks reads the source tells."""
+    computed = {*masks, *(o.source.name for o in mapping.outputs if o.expression == sql.SQL("NULL"))}
+    needed = [output.source for output in mapping.outputs if output.source.name not in computed]
+    needed += [mapping.watermark] if mapping.watermark is not None else []
+    lacking = list(dict.fromkeys(column.name for column in needed if not column.is_readable))
+    if not lacking:
+        return
+    grant = sql.SQL("grant select ({}) on {} to {}").format(
+        sql.SQL(", ").join(map(sql.Identifier, lacking)), mapping.source_name, sql.Identifier(connection.info.user)
+    )
+    names = ", ".join(f'"{name}"' for name in lacking)
+    raise PreflightError(
+        f"role {connection.info.user} may not read {', '.join(lacking)} of {table}",
+        why="it has grants on other columns only",
+        hint=f"{grant.as_string()}; or exclude = [{names}]",
+        id="grant_missing",
+        sqlstate="42501",
+        table=table,
+    )
 
 
 def _find_missing(settings: Settings, found: set[tuple[str, str]], known: Sequence[str]) -> dict[str, PreflightError]:

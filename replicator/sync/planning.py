@@ -191,6 +191,7 @@ class _Planner:
             0,
             on_standby=self.on_standby,
             mask_key=self.access.mask_key,
+            target=self.target,
         )
         plan.reading = decide_job(job, self.facts, self.observations, full=False, home=self.home)
         return job

@@ -8,14 +8,14 @@ from dataclasses import replace
 from replicator.apply.control import TableRecord
 from replicator.apply.job import Job
 from replicator.capture.pull import Access, is_standby
-from replicator.catalog import find_relations, read_relations
+from replicator.catalog import find_relations, read_relation, read_relations
 from replicator.config.settings import Settings, read_mask_key, source_dsn
-from replicator.db import Connection
+from replicator.db import Connection, translated
 from replicator.digest import Digest
-from replicator.errors import ConfigError, PassingError, ReplicatorError
+from replicator.errors import ConfigError, DataRefused, PassingError, ReplicatorError
 from replicator.reading import Observation, Reading, SnapshotFacts, State, decide_reading, is_audit_due
 from replicator.relation import Relation
-from replicator.rules import describe_rules
+from replicator.rules import TIMESTAMPTZ_OID, describe_rules
 from replicator.statement import statement
 from replicator.strategy import audits_by_xmin, audits_every_time, choose_strategy, watermark_slack
 from replicator.sync.inventory import Chosen, read_mapping
@@ -47,13 +47,15 @@ def prepare_job(
     *,
     on_standby: bool,
     mask_key: bytes | None,
+    target: Connection | None = None,
 ) -> Job:
     """Compile a table's rules and choose its strategy.
 
-    connection: to the source, outside any transaction. Raises ConfigError for rules or a strategy that do not fit,
-    SafetyStop for row security.
+    connection: to the source, outside any transaction. target: a session there, for `assume_timezone`. Raises
+    ConfigError for rules or a strategy that do not fit, SafetyStop for row security.
     """
-    mapping = read_mapping(connection, relation, chosen)
+    zoned = frozenset() if target is None else find_zoned(connection, target, chosen)
+    mapping = read_mapping(connection, relation, chosen, zoned)
     if mapping.hashes and mask_key is None:
         raise missing_mask_key(chosen.table)
     rules = describe_rules(mapping, mask_key)
@@ -77,6 +79,7 @@ def prepare_jobs(
     *,
     mask_key: bytes | None,
     lenient: bool = False,
+    target: Connection | None = None,
 ) -> dict[str, Job]:
     """Return the jobs of tables as the source defines them now, without batches.
 
@@ -94,12 +97,41 @@ def prepare_jobs(
                 raise went_away(table.table)
             record = records.get(table.table) or unknown_record(table.table)
             jobs[table.table] = prepare_job(
-                source, relation, table, record, 0, on_standby=on_standby, mask_key=mask_key
+                source, relation, table, record, 0, on_standby=on_standby, mask_key=mask_key, target=target
             )
         except ReplicatorError:
             if not lenient:
                 raise
     return jobs
+
+
+def find_zoned(source: Connection, target: Connection, chosen: Chosen) -> frozenset[str]:
+    """Return the target's columns that are timestamptz, where `assume_timezone` is set; both servers know the zone.
+
+    Raises ConfigError where one does not.
+    """
+    zone = chosen.settings.assume_timezone
+    if not zone:
+        return frozenset()
+    for side, connection in (("source", source), ("target", target)):
+        _require_zone(connection, side, chosen.table, zone)
+    with translated("target", chosen.table):
+        existing = read_relation(target, *chosen.target)
+    columns = () if existing is None else existing.columns
+    return frozenset(c.name for c in columns if existing and existing.find_base(c)[0] == TIMESTAMPTZ_OID)
+
+
+def _require_zone(connection: Connection, side: str, table: str, zone: str) -> None:
+    try:
+        with translated(side, table), connection.transaction():
+            connection.execute(statement("source.try_timezone"), {"zone": zone})
+    except DataRefused as error:
+        raise ConfigError(
+            f"the {side} does not know the time zone {zone}",
+            why="assume_timezone is evaluated by both servers",
+            hint="choose a name of pg_timezone_names there",
+            table=table,
+        ) from error
 
 
 def went_away(table: str) -> PassingError:

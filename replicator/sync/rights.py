@@ -106,10 +106,11 @@ class TargetRights:
     def _missing_for_enum(self, change: EnumChange) -> list[sql.Composed]:
         if change.create:
             return self._missing_in_schema(change.schema, creates=True)
-        owned = _rows(self._connection, "type_owner", schema=change.schema, name=change.name)
+        schema, name_now = change.moved_from or (change.schema, change.name)
+        owned = _rows(self._connection, "type_owner", schema=schema, name=name_now)
         if owned and owned[0]["is_owner"]:
             return []
-        name = sql.Identifier(change.schema, change.name)
+        name = sql.Identifier(schema, name_now)
         return [sql.SQL("alter type {} owner to {}").format(name, sql.Identifier(self.role))]
 
     def _grant_on_database(self, privilege: str) -> sql.Composed:

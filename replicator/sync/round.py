@@ -145,6 +145,7 @@ class Round:
                     run.batch_ids.get(chosen.table, 0),
                     on_standby=on_standby,
                     mask_key=run.access.mask_key,
+                    target=self.control.connection,
                 )
                 run.strategies[chosen.table] = job.choice.strategy
                 jobs.append(job)

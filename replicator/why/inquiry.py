@@ -115,7 +115,7 @@ class _Inquiry:
         with translated("target", chosen.table):
             records = self.control.read_records() if self.has_control else {}
         with translated("source", chosen.table):
-            jobs = prepare_jobs(self.source, [chosen], records, mask_key=self.access.mask_key)
+            jobs = prepare_jobs(self.source, [chosen], records, mask_key=self.access.mask_key, target=self.target)
         self.job = job = jobs[chosen.table]
         if not job.mapping.key:
             raise UsageError(

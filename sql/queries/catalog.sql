@@ -26,10 +26,16 @@ where not exists (select from pg_catalog.pg_namespace n where n.nspname = w);
 
 -- name: describe_relations
 -- oids: relations. row_security: a policy would hide rows from this role. definition: of views, normalised by the server.
+-- has_grant: on the relation as a whole, as LOCK TABLE asks for. reads_versions: the role may read xmin and ctid.
 select (select d.oid::bigint from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) as database,
        c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind,
        c.relpersistence::text as persistence,
        greatest(c.reltuples, 0)::bigint as estimated_rows,
+       pg_catalog.has_table_privilege(c.oid, 'SELECT') as has_grant,
+       case when c.relkind in ('r', 'p', 'm')
+            then pg_catalog.has_column_privilege(c.oid, 'xmin', 'SELECT')
+                 and pg_catalog.has_column_privilege(c.oid, 'ctid', 'SELECT')
+            else true end as reads_versions,
        case when c.relkind in ('r', 'p') then pg_catalog.row_security_active(c.oid) else false end as row_security,
        case when c.relkind in ('v', 'm') then pg_catalog.md5(pg_catalog.pg_get_viewdef(c.oid)) end as definition
 from pg_catalog.pg_class c
@@ -44,7 +50,7 @@ select a.attrelid::bigint as relation, a.attnum as number, a.attname as name, a.
        a.attidentity::text as identity,
        case when a.attgenerated <> '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid)
             when a.atthasmissing then a.attmissingval::text end as missing,
-       a.xmin::text as version
+       a.xmin::text as version, pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') as is_readable
 from pg_catalog.pg_attribute a
 left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum and a.attgenerated <> ''
 where a.attrelid = any (:'oids'::oid[]) and a.attnum > 0 and not a.attisdropped

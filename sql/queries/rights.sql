@@ -1,10 +1,10 @@
 -- What the connected role may do. Every role may ask this about itself.
 
 -- name: read_rights
--- oids: relations of the source. LOCK TABLE and SELECT ask for the same: USAGE of the schema, SELECT on the relation.
+-- oids: relations of the source. may_select: any column; which of them a table needs is its rules' matter.
 select c.oid::bigint as oid, n.nspname as schema, c.relname as name, current_user::text as role,
        pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use,
-       pg_catalog.has_table_privilege(c.oid, 'SELECT') as may_select, c.relispopulated as is_populated
+       pg_catalog.has_any_column_privilege(c.oid, 'SELECT') as may_select, c.relispopulated as is_populated
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.oid = any (:'oids'::oid[]);

@@ -62,3 +62,7 @@ select count(pg_catalog.pg_terminate_backend(p)) as ended from unnest(:'pids'::i
 select pg_catalog.getdatabaseencoding() as encoding,
        pg_catalog.hashtextextended('replicator' collate "C", 7)::text as text_hash,
        pg_catalog.hashint8extended(4611686018427387905, 7)::text as integer_hash;
+
+-- name: try_timezone
+-- Fails (22023) where the server does not know the time zone.
+select pg_catalog.timezone(:'zone', pg_catalog.now());

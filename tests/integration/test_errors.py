@@ -60,7 +60,7 @@ CASES = {
         on_source("revoke select on bad from {reader}"), None,
     ),
     "missing grant on the target": Case(
-        4, "grant_missing", "42501", "not permitted on the target: public.bad",
+        4, "grant_missing", "42501", "may not write public.bad: it lacks rights on the target",
         on_target("alter table bad owner to postgres"),
         lambda pair: pair.target.execute(f"alter table bad owner to {pair.writer}"),
     ),

@@ -225,9 +225,11 @@ MUTANTS = (
                 "replicator/capture/pull.py",
                 """\
         observation = observe(watcher, [pid, watcher.info.backend_pid])
+        failures = _lock_by_column(connection, failures)
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
 """,
                 """\
+        failures = _lock_by_column(connection, failures)
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
         observation = observe(watcher, [pid, watcher.info.backend_pid])
 """,
@@ -315,12 +317,13 @@ MUTANTS = (
                 """\
         failures = _lock(connection, relations)
         observation = observe(watcher, [pid, watcher.info.backend_pid])
+        failures = _lock_by_column(connection, failures)
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
 """,
                 """\
         observation = observe(watcher, [pid, watcher.info.backend_pid])
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
-        failures = _lock(connection, relations)
+        failures = _lock_by_column(connection, _lock(connection, relations))
 """,
             ),
         ),
