@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -290,6 +290,19 @@ def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[l
             seen |= group_of[oid]
             groups.append([by_oid[o] for o in _parents_first(group_of[oid], ties)])
     return groups
+
+
+def find_tied(connection: Connection, targets: Mapping[str, tuple[str, str]]) -> list[set[str]]:
+    """Return the groups of tables whose targets foreign keys tie together. targets: by table, those that there are."""
+    oids = find_relations(connection, targets.values())
+    tables = {oids[target]: table for table, target in targets.items() if target in oids}
+    group_of = {oid: {table} for oid, table in tables.items()}
+    for child, parent in read_foreign_keys(connection, tables):
+        joined = group_of[child] | group_of[parent]
+        for oid, table in tables.items():
+            if table in joined:
+                group_of[oid] = joined
+    return [set(group) for group in {frozenset(group) for group in group_of.values()}]
 
 
 def _parents_first(oids: set[int], ties: Sequence[tuple[int, int]]) -> list[int]:
