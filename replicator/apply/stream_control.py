@@ -288,9 +288,9 @@ class StreamControl:
             error_message=error.message,
         )
 
-    def read_refused(self) -> Row | None:
-        """Return the change that the stream could not get past when it was last tried; None when there is none."""
-        return self._execute("read_refused").fetchone()
+    def read_refused(self) -> list[Row]:
+        """Return the changes that the stream could not get past, at most one a table, the newest first."""
+        return self._execute("read_refused").fetchall()
 
     def read_quarantine(self) -> list[Row]:
         """Return the rows that wait."""

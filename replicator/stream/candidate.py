@@ -112,6 +112,8 @@ def _publish(session: ListenSession, found: Candidates, identities: Mapping[int,
 
     Raises PreflightError where there is no publication and the role may not make one.
     """
+    if not found.jobs:
+        return
     publication = session.settings.publication_name
     wanted = {}
     for name, job in found.jobs.items():
