@@ -321,7 +321,7 @@ class _Plan:
         self.empties = self.empties or is_key
 
     def _check_nothing_local(self, output: Output) -> None:
-        """Raise SchemaDrift where rows hold values that only the target has: with another key nobody finds them again."""
+        """Raise SchemaDrift where rows hold values that only the target has: they would go with the old key."""
         known = {one.name for one in self.mapping.outputs} | self.recorded.keys() | {DELETED_AT}
         local = [column.name for column in self.target.columns if not column.generated and column.name not in known]
         if local:
