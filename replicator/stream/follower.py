@@ -24,7 +24,7 @@ from replicator.stream.definition import define, is_redefined
 from replicator.stream.loop import LoadingThread, Search, Stream, Until, Watch, narrow
 from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
-from replicator.stream.table import VERSION, Newcomers, spell_key
+from replicator.stream.table import VERSION, Newcomers, spell_keys
 from replicator.sync.preparation import prepare_jobs
 
 
@@ -201,12 +201,12 @@ class StreamFollower:
             digest=self.started.digest,
             binary=self._streams_binary(),
         )
+        with translated("source"):
+            spellings = spell_keys(self.watcher, [table.job for table in self.tables.values()])
         for name, table in self.tables.items():
-            loader.introduce(table.job, VERSION)
+            loader.introduce(table.job, VERSION, table.fitted)
             loader.follow_sequences(name, table.sequences)
-            with translated("source"):
-                spellings = spell_key(self.watcher, table.job)
-            lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings)
+            lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings[name])
         # What a killed listener had left to its end.
         loader.move_sequences()
         return loader

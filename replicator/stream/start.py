@@ -11,6 +11,7 @@ import psycopg
 
 from replicator.apply.job import Job
 from replicator.apply.stream_control import ListenerState, StreamTable
+from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import (
     check_identity,
     ensure_publication,
@@ -335,6 +336,7 @@ class StreamStart:
             published = read_published(self.watcher, self.settings.publication_name)
         with translated("target"):
             self.digest = choose_digest(self.watcher, self.streams.connection)
+            catalog = read_target_catalog(self.streams.connection, list(jobs.values()), with_sequences=True)
         missing = []
         for table in chosen:
             job = jobs[table.table]
@@ -351,6 +353,7 @@ class StreamStart:
                         version=self.session.version,
                         mask_key=self.access.mask_key,
                         digest=self.digest,
+                        catalog=catalog,
                     )
             if streamed is None:
                 missing.append(table)
