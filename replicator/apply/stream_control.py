@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -234,29 +234,24 @@ class StreamControl:
     def add_figures(
         self,
         execution_id: UUID,
-        table: str,
-        figures: Figures,
+        figures: Mapping[str, Figures],
         *,
         started_at: datetime,
         lsn: Lsn,
         fresh_at: datetime | None,
     ) -> None:
-        """Count a batch in the table's row of this minute."""
+        """Count a batch in the tables' rows of this minute, in two statements for any number of them."""
         minute = datetime.now(UTC).replace(second=0, microsecond=0)
-        known = self._fresh.get(table) or self._batches.get(table)
-        parameters = figures.counts()
-        if known is not None and known[1] == minute:
-            self._execute(
-                "grow_batch", batch_id=known[0], started_at=started_at, lsn_end=str(lsn), watermark_end=fresh_at,
-                **parameters,
-            )  # fmt: skip
-            return
-        row = self._execute(
-            "add_batch", execution_id=str(execution_id), table_name=table, started_at=started_at, lsn_start=str(lsn),
-            lsn_end=str(lsn), watermark_end=fresh_at, **parameters,
-        ).fetchone()  # fmt: skip
-        assert row is not None
-        self._fresh[table] = (row["batch_id"], minute)
+        known = {table: self._fresh.get(table) or self._batches.get(table) for table in figures}
+        grown = {table: row[0] for table, row in known.items() if row is not None and row[1] == minute}
+        told = {"started_at": started_at, "lsn": str(lsn), "watermark_end": fresh_at}
+        if grown:
+            more = [{"batch_id": batch_id, **figures[table].counts()} for table, batch_id in grown.items()]
+            self._execute("grow_batches", batches=json.dumps(more), **told)
+        if len(grown) < len(figures):
+            added = [{"table_name": t, **one.counts()} for t, one in figures.items() if t not in grown]
+            rows = self._execute("add_batches", execution_id=str(execution_id), batches=json.dumps(added), **told)
+            self._fresh.update({row["table_name"]: (row["batch_id"], minute) for row in rows.fetchall()})
 
     def settle(self, *, committed: bool) -> None:
         """Keep the rows of `etl_control` that the transaction made, or drop them with it."""

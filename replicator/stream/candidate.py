@@ -9,6 +9,7 @@ import psycopg
 
 from replicator.apply.job import Job
 from replicator.apply.target import find_tied, plan_target, take_replica_role
+from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import (
     Identity,
     Published,
@@ -99,10 +100,13 @@ def _check_names(found: Candidates, identities: Mapping[int, Sequence[Identity]]
 
 
 def _check_target(session: ListenSession, found: Candidates) -> None:
+    connection = session.control.connection
+    with translated("target"):
+        catalog = read_target_catalog(connection, list(found.jobs.values()))
     for name, job in list(found.jobs.items()):
         try:
             with translated("target", name):
-                plan_target(session.control.connection, job)
+                plan_target(connection, job, catalog=catalog)
         except OperatorError as error:
             found.refuse(name, error)
 

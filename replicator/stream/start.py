@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from replicator.apply.stream_control import ListenerState, StreamTable
+from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import read_published
 from replicator.capture.pull import read_system_identifier
+from replicator.capture.signature import Signatures, read_signatures
 from replicator.capture.source_state import (
     SlotFacts,
     check_slot,
@@ -45,6 +47,7 @@ class Started:
 
     definitions: of what was copied, by table. missing: tables that are to be read beside the stream. first_xid: the
     source's next transaction when the session began. memberships: what ties each table to the publication.
+    signatures: of the tables, ahead of their definitions.
     """
 
     state: ListenerState
@@ -55,6 +58,7 @@ class Started:
     missing: list[Chosen]
     first_xid: int
     memberships: dict[str, str]
+    signatures: Signatures
 
 
 class StreamStart:
@@ -71,6 +75,7 @@ class StreamStart:
         self.tables: dict[str, StreamedTable] = {}
         self.missing: list[Chosen] = []
         self.first_xid = 0
+        self.signatures = Signatures({}, "")
         self.memberships: dict[int, str] = {}
 
     def start(self, state: ListenerState) -> Started | None:
@@ -91,6 +96,7 @@ class StreamStart:
             self.missing,
             self.first_xid,
             {name: self.memberships.get(table.job.mapping.relation.oid, "") for name, table in self.tables.items()},
+            self.signatures,
         )
 
     def _choose_tables(self) -> list[Chosen]:
@@ -98,6 +104,9 @@ class StreamStart:
         with translated("source"):
             inventory = take_inventory(self.watcher, self.settings)
             self.first_xid = read_next_xid(self.watcher)
+            # Ahead of the definitions: what changes after this look is looked into at the next.
+            oids = [inventory.present[one.table] for one in inventory.tables if one.table in inventory.present]
+            self.signatures = read_signatures(self.watcher, self.settings.publication_name, oids)
         require_tables(inventory)
         found = examine(self.session, inventory.tables, looks_at_target=False)
         for table, kind in found.skipped.items():
@@ -337,6 +346,7 @@ class StreamStart:
             published = read_published(self.watcher, self.settings.publication_name)
         with translated("target"):
             self.digest = choose_digest(self.watcher, self.streams.connection)
+            catalog = read_target_catalog(self.streams.connection, list(jobs.values()), with_sequences=True)
         missing: list[Chosen] = []
         refused: dict[str, ReplicatorError] = {}
         for table in chosen:
@@ -355,6 +365,7 @@ class StreamStart:
                             version=self.session.version,
                             mask_key=self.access.mask_key,
                             digest=self.digest,
+                            catalog=catalog,
                         )
                 except OperatorError as error:
                     error.table = error.table or table.table
