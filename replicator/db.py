@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 
+from replicator.connect_probe import Refusal, probe_refusal
 from replicator.errors import (
     ConfigError,
     DataRefused,
@@ -22,7 +23,8 @@ from replicator.errors import (
     SafetyStop,
     SchemaDrift,
 )
-from replicator.refusal import explain_escape, explain_refusal, is_ambiguous
+from replicator.pooler import check_pooler, ended_by_pooler, no_stream_through_pooler, note_server_pid
+from replicator.refusal import explain_escape, explain_refusal, is_ambiguous, is_final, is_made_anew
 from replicator.statement import statement
 
 Connection = psycopg.Connection[dict[str, Any]]
@@ -53,15 +55,14 @@ PINNED = {
     "jit": "off",
 }
 
+_SINCE = {"transaction_timeout": 170000}
+"""The server's version from which on it knows a setting."""
+
 _PASSING_CLASSES = ("08", "53")
 # Of class 08, but what was sent is wrong, and will be again.
 _PROTOCOL_VIOLATION = "08P01"
 _PASSING_STATES = {"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "25P03", "55P03"}
 _REFUSED_CLASSES = ("22", "23", "44")
-_FATAL_BUT_PASSING = re.compile(r"starting up|shutting down|recovery|too many|connection slots", re.IGNORECASE)
-_NEVER_ANSWERS = re.compile(r"could not translate host name|invalid|does not exist|No such file", re.IGNORECASE)
-# Said while a database is put back from a backup: it was dropped, renamed, or closed to everybody.
-_MADE_ANEW = re.compile(r'database ".*" (does not exist|is not currently accepting connections)')
 _RETRY_PAUSE_S = 0.2
 TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 """Another row holds the value, or the place, of this one; perhaps only until it is written too, or gone."""
@@ -105,43 +106,57 @@ def connect(
     did not answer, OperatorError for a later one that was refused.
     """
     deadline = time.monotonic() + timeout_s
-    kept = {k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)}
     while True:
-        left_s = deadline - time.monotonic()
         try:
-            connection = psycopg.connect(
-                make_conninfo(conninfo, **kept),
-                autocommit=True,
-                row_factory=dict_row,
-                connect_timeout=max(2, int(left_s)),
-                client_encoding="UTF8",
-                application_name="replicator",
-                **(_REPLICATION if replication else {}),
-            )
-        except psycopg.OperationalError as error:
-            said = str(error)
-            is_final = ("FATAL" in said and not _FATAL_BUT_PASSING.search(said)) or bool(_NEVER_ANSWERS.search(said))
-            is_awaited = not is_final or (not first and bool(_MADE_ANEW.search(said)))
+            connection = _open(conninfo, deadline, replication=replication)
+        except psycopg.OperationalError:
+            wanted = make_conninfo(conninfo, replication="database") if replication else conninfo
+            refusal = probe_refusal(wanted, deadline - time.monotonic())
+            if replication and _PROTOCOL_VIOLATION in refusal.sqlstates:
+                raise no_stream_through_pooler() from None
+            is_awaited = not is_final(refusal) or (not first and is_made_anew(refusal))
             if not is_awaited or time.monotonic() + _RETRY_PAUSE_S >= deadline:
-                why = explain_refusal(said, conninfo)
-                raise _connect_error(why, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
+                raise _connect_error(refusal, conninfo, side, first, timeout_s, replication=replication) from None
             time.sleep(_RETRY_PAUSE_S)
         else:
             try:
                 pin_session(connection)
+                if not replication:
+                    check_pooler(
+                        connection, conninfo, lambda: _open(conninfo, deadline), side=side, timeout_s=timeout_s
+                    )
             except psycopg.Error as error:
                 # The connection was made, and cut before its first answer.
                 connection.close()
                 raise translate(error, side=side) from error
+            except ReplicatorError:
+                connection.close()
+                raise
             return connection
 
 
-def _connect_error(why: str, side: str, *, is_final: bool, first: bool, timeout_s: float) -> ReplicatorError:
-    what = f"no connection to the {side}" if is_final else f"no connection to the {side} within {timeout_s:g} s"
-    family = PreflightError if first else OperatorError if is_final else PassingError
+def _open(conninfo: str, deadline: float, *, replication: bool = False) -> Connection:
+    kept = {k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)}
+    return psycopg.connect(
+        make_conninfo(conninfo, **kept),
+        autocommit=True,
+        row_factory=dict_row,
+        connect_timeout=max(2, int(deadline - time.monotonic())),
+        client_encoding="UTF8",
+        application_name="replicator",
+        **(_REPLICATION if replication else {}),
+    )
+
+
+def _connect_error(
+    refusal: Refusal, conninfo: str, side: str, first: bool, timeout_s: float, *, replication: bool
+) -> ReplicatorError:
+    is_last_word = is_final(refusal)
+    what = f"no connection to the {side}" if is_last_word else f"no connection to the {side} within {timeout_s:g} s"
+    family = PreflightError if first else OperatorError if is_last_word else PassingError
     return family(
         what,
-        why=why,
+        why=explain_refusal(refusal, conninfo, replication=replication),
         hint=f"check {side}.dsn: psql must be able to connect with the same string",
         id="no_connection",
     )
@@ -152,6 +167,7 @@ def pin_session(connection: Connection) -> None:
     names, values = list(PINNED), list(PINNED.values())
     with connection.cursor() as cursor:
         rows = cursor.execute(statement("session.pin"), {"names": names, "values": values}).fetchall()
+    note_server_pid(connection, rows[0]["pid"])
     wrong = [row["name"] for row in rows if row["now"] != row["wanted"]]
     if wrong:
         raise OperatorError(
@@ -160,6 +176,17 @@ def pin_session(connection: Connection) -> None:
             hint="connect to PostgreSQL directly, not through a pooler in transaction mode",
             id="session_not_pinned",
         )
+
+
+def pin_transaction(connection: Connection) -> sql.Composed:
+    """Return the statements that pin what PINNED says of values, until the transaction ends.
+
+    SET takes no snapshot, so they may come ahead of a LOCK that has to. The session is pinned already: this holds for
+    a server that a pooler lent to somebody else in between.
+    """
+    known = [name for name in PINNED if connection.info.server_version >= _SINCE.get(name, 0)]
+    one = sql.SQL("SET LOCAL {} = {}")
+    return sql.SQL("; ").join(one.format(sql.Identifier(name), sql.Literal(PINNED[name])) for name in known)
 
 
 @contextmanager
@@ -184,6 +211,8 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
     Kept are SQLSTATE, table, column and constraint.
     """
     state, facts = error.sqlstate, error.diag
+    if state == _PROTOCOL_VIOLATION and facts.source_function is None:
+        return ended_by_pooler(side, state)
     if is_passing(state) and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return _passing(error, side, table)
     if state == "23505" and facts.schema_name == "pg_catalog":

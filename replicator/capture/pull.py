@@ -17,10 +17,11 @@ from psycopg import sql
 
 from replicator.batch import DUE_MARK, VERSION, Shape, Totals
 from replicator.capture.copyout import copy_out
-from replicator.db import Connection, connect, translate, translated
+from replicator.db import Connection, connect, pin_transaction, translate, translated
 from replicator.digest import bucket_of, hash_columns, in_buckets, in_pages, in_slots
 from replicator.errors import PassingError, ReplicatorError
 from replicator.page_range import Pages
+from replicator.pooler import not_pinned, server_pid
 from replicator.position import Lsn, wrap_xid
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import FOREIGN, MATVIEW, Relation
@@ -114,19 +115,22 @@ def take_snapshot(
     exported: a snapshot that exists already, of a replication slot; `list_rewritten` then tells what came too late.
     """
     connection = access.open()
-    pid = connection.info.backend_pid
+    pid = server_pid(connection)
     try:
         connection.execute(BEGIN_READ)
         if exported is not None:
             connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(exported)))
         set_up_read(connection, access)
         failures = _lock(connection, relations)
-        observation = observe(watcher, [pid, watcher.info.backend_pid])
+        observation = observe(watcher, [pid, server_pid(watcher)])
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
     except psycopg.Error as error:
         connection.close()
         raise translate(error, side="source") from error
     assert row is not None
+    if row["pid"] != pid:
+        connection.close()
+        raise not_pinned("source")
     facts = SnapshotFacts(
         exported=row["exported"],
         xmin=int(row["xmin"]),
@@ -148,11 +152,11 @@ def list_rewritten(snapshot: Snapshot, oids: Iterable[int]) -> list[int]:
 
 
 def set_up_read(connection: Connection, access: Access) -> None:
-    """Make a read see all rows or fail, and bound its wait for locks. First in its transaction."""
-    connection.execute("SET LOCAL row_security = off")
-    connection.execute(
-        sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{int(access.lock_timeout_s * 1000)}ms"))
-    )
+    """Make a read see all rows or fail, pin how values are spelled, bound waits for locks. First in its transaction."""
+    own = sql.SQL("; SET LOCAL row_security = off; SET LOCAL lock_timeout = {}")
+    lock_timeout = sql.Literal(f"{int(access.lock_timeout_s * 1000)}ms")
+    # Several statements at once, which cannot be prepared.
+    connection.execute(pin_transaction(connection) + own.format(lock_timeout), prepare=False)
 
 
 def _lock(connection: Connection, relations: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], ReplicatorError]:
@@ -197,7 +201,7 @@ class Reader:
     def __init__(self, snapshot: Snapshot) -> None:
         access, imports = snapshot.access, not snapshot.facts.is_standby
         self.connection = access.open() if imports else snapshot.connection
-        self.pid = self.connection.info.backend_pid
+        self.pid = server_pid(self.connection)
         try:
             if imports:
                 self._import(snapshot)

@@ -29,6 +29,7 @@ from psycopg.pq import ConnStatus, ExecStatus
 from replicator.capture.envelope import EPOCH_OFFSET_S, Keepalive, encode_status, read_envelope, read_header
 from replicator.db import Connection, connect, translate, translated
 from replicator.errors import LockHeldError, OperatorError, PassingError, ReplicatorError
+from replicator.pooler import is_pooled, no_stream_through_pooler
 from replicator.position import Lsn
 
 _STANDBY = sql.SQL("select pg_catalog.pg_is_in_recovery() as standby")
@@ -93,8 +94,15 @@ class WalSender:
 
     @classmethod
     def open(cls, conninfo: str, *, timeout_s: float = 10.0, silence_s: float = 60.0) -> Self:
-        """Connect with a pinned session. Raises PassingError or OperatorError as `db.connect` does."""
+        """Connect with a pinned session. Raises our errors as `db.connect` does, and where a pooler is in between."""
         connection = connect(conninfo, side="source", timeout_s=timeout_s, replication=True)
+        if is_pooled(connection):
+            try:
+                # A pooler that ignores the parameter `replication` leads to a server that knows no such command.
+                connection.execute("IDENTIFY_SYSTEM")
+            except psycopg.Error as error:
+                connection.close()
+                raise no_stream_through_pooler() from error
         return cls(connection, silence_s=silence_s)
 
     def __enter__(self) -> Self:

@@ -26,14 +26,17 @@ from replicator.capture.publication import (
     read_published,
 )
 from replicator.capture.source_state import SourceFacts, StreamFacts, read_source, read_stream_facts
+from replicator.capture.walsender import WalSender
 from replicator.config.settings import Settings
 from replicator.db import Connection, translated
 from replicator.errors import ReplicatorError
+from replicator.pooler import is_pooled
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.rules import needs_source
 from replicator.stream.table import GENERATED_SINCE, check_key, check_rereads, expect_columns, find_unsent
 from replicator.sync.planning import Plan, TablePlan
+from replicator.sync.preparation import open_access
 
 _SHORTEST_TIMEOUT_MS = 5000
 
@@ -90,6 +93,7 @@ class _StreamCheck:
         """Find what the server tells, then what the tables tell."""
         for error in self.facts.gaps:
             yield self._stop(error)
+        yield from self._try_pooler()
         room = read_stream_facts(self.source, self.settings.slot_name)
         for finding in check_room(room):
             yield self._weigh(finding)
@@ -107,6 +111,16 @@ class _StreamCheck:
             else:
                 followed.append(table)
         yield from self._check_tables(followed)
+
+    def _try_pooler(self) -> Iterator[Finding]:
+        """Find whether a pooler in between passes a replication connection on: most do not."""
+        if not is_pooled(self.source):
+            return
+        access = open_access(self.settings)
+        try:
+            WalSender.open(access.conninfo, timeout_s=access.connect_timeout_s).close()
+        except ReplicatorError as error:
+            yield self._stop(error)
 
     def _stop(self, error: ReplicatorError, table: str | None = None) -> Finding:
         """Return the finding of what would stop the listener."""

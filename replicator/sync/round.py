@@ -32,7 +32,9 @@ from replicator.capture.pull import (
 from replicator.capture.source_state import read_end_of_wal
 from replicator.catalog import find_relations, read_relations
 from replicator.db import Connection, connect, translate, translated
-from replicator.errors import PassingError, ReplicatorError, StreamedError, unexpected
+from replicator.errors import OperatorError, PassingError, ReplicatorError, StreamedError, unexpected
+from replicator.patience import FAILOVER, as_passing
+from replicator.pooler import server_pid
 from replicator.reading import Observation, Reading
 from replicator.strategy import FULL, WATERMARK, XMIN
 from replicator.sync.inventory import Chosen
@@ -64,7 +66,7 @@ class Round:
         self.readers: list[Reader] = []
         self.connections: list[Connection] = []
         with translated("source"):
-            own = [run.watcher.info.backend_pid]
+            own = [server_pid(run.watcher)]
             identifier = read_system_identifier(run.watcher)
             run.early.insert(0, observe(run.watcher, own))
             on_standby = is_standby(run.watcher)
@@ -199,7 +201,7 @@ class Round:
         max_hold_s = self.run.settings.source.max_hold.total_seconds()
         members = {m.oid: oid for oid, relation in self.relations.items() for m in relation.members}
         members |= {oid: oid for oid in self.relations}
-        coordinator = self.snapshot.connection.info.backend_pid
+        coordinator = server_pid(self.snapshot.connection)
         first_seen: dict[int, float] = {}
         while not done.wait(_WATCH_EVERY_S):
             if self.run.stop.is_set():
@@ -342,6 +344,8 @@ class Round:
 
     def _settle(self, chosen: Chosen, error: ReplicatorError) -> None:
         """Keep a table pending after a passing error, or record its failure."""
+        if isinstance(error, OperatorError) and error.id in FAILOVER and self.run.has_written:
+            error = as_passing(error)
         gave_up_read = error.sqlstate == "57014" and (self.given_way.is_set() or self.run.stop.is_set())
         is_passing = isinstance(error, PassingError) or gave_up_read or self.given_way.is_set()
         if error.sqlstate == "55P03":

@@ -77,6 +77,7 @@ class Run:
         self.strategies: dict[str, str] = {}
         self.early: list[Observation] = []
         self.reached: set[str] = set()
+        self.has_written = False
         self.log = get_logger().bind(run_id=str(self.execution_id))
 
     @contextmanager
