@@ -44,6 +44,7 @@ PINNED = {
     "array_nulls": "on",
     "standard_conforming_strings": "on",
     "quote_all_identifiers": "off",
+    "restrict_nonsystem_relation_kind": "",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
@@ -55,10 +56,13 @@ PINNED = {
     "jit": "off",
 }
 
-_SINCE = {"transaction_timeout": 170000}
-"""The server's version from which on it knows a setting."""
+_OF_SESSIONS = frozenset({"client_encoding", "transaction_timeout", "restrict_nonsystem_relation_kind"})
+"""What is not pinned again in a transaction: younger than some server, or nothing that changes a value there."""
 
 _PASSING_CLASSES = ("08", "53")
+_LASTING_STATES = {"53400"}
+# Where PostgreSQL refuses to read a materialized view WITH NO DATA.
+_UNPOPULATED = "ExecOpenScanRelation"
 # Of class 08, but what was sent is wrong, and will be again.
 _PROTOCOL_VIOLATION = "08P01"
 _PASSING_STATES = {"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "25P03", "55P03"}
@@ -178,15 +182,15 @@ def pin_session(connection: Connection) -> None:
         )
 
 
-def pin_transaction(connection: Connection) -> sql.Composed:
+def pin_transaction() -> sql.Composed:
     """Return the statements that pin what PINNED says of values, until the transaction ends.
 
     SET takes no snapshot, so they may come ahead of a LOCK that has to. The session is pinned already: this holds for
     a server that a pooler lent to somebody else in between.
     """
-    known = [name for name in PINNED if connection.info.server_version >= _SINCE.get(name, 0)]
     one = sql.SQL("SET LOCAL {} = {}")
-    return sql.SQL("; ").join(one.format(sql.Identifier(name), sql.Literal(PINNED[name])) for name in known)
+    settings = [(name, value) for name, value in PINNED.items() if name not in _OF_SESSIONS]
+    return sql.SQL("; ").join(one.format(sql.Identifier(name), sql.Literal(value)) for name, value in settings)
 
 
 @contextmanager
@@ -200,7 +204,7 @@ def closing(connection: Connection) -> Iterator[Connection]:
 
 def is_passing(sqlstate: str | None) -> bool:
     """Say whether an error with this SQLSTATE passes by itself. None: the connection broke without a word."""
-    if sqlstate == _PROTOCOL_VIOLATION:
+    if sqlstate == _PROTOCOL_VIOLATION or sqlstate in _LASTING_STATES:
         return False
     return sqlstate is None or sqlstate in _PASSING_STATES or sqlstate[:2] in _PASSING_CLASSES
 
@@ -213,10 +217,9 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
     state, facts = error.sqlstate, error.diag
     if state == _PROTOCOL_VIOLATION and facts.source_function is None:
         return ended_by_pooler(side, state)
-    if is_passing(state) and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return _passing(error, side, table)
-    if state == "23505" and facts.schema_name == "pg_catalog":
-        # Two sessions made an object of one name at a time: both looked, neither saw the other's yet.
+    # Two sessions made an object of one name at a time: both looked, neither saw the other's yet.
+    is_name_taken = state == "23505" and facts.schema_name == "pg_catalog"
+    if is_name_taken or (is_passing(state) and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)):
         return _passing(error, side, table)
     where = ", ".join(
         f"{label} {value}"
@@ -251,8 +254,10 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             table=table,
             hint="create it, or take it out of the configuration",
         )
-    if side == "source" and state == "55000" and table:
-        return not_populated(table, why)
+    if state == "55000" and table and side == "source":
+        return not_populated(table, why) if facts.source_function == _UNPOPULATED else _not_ready(table, why)
+    if state == "53400":
+        return _limited(side, table, why)
     if state is not None and state[:2] in _REFUSED_CLASSES:
         return _refused(state, side, table, why)
     if side == "target" and state == "2BP01":
@@ -274,12 +279,51 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
     )
 
 
+CONFLICT = "recovery_conflict"
+
+
+def recovery_conflict(table: str | None, why: str) -> PassingError:
+    """Return the error of a read that a standby cancelled. Nothing else cancels a read-only snapshot like that."""
+    return PassingError(
+        f"the source, a standby, cancelled a read of {table}" if table else "the source, a standby, cancelled a read",
+        why=f"{why}: a recovery conflict; the read kept it from replaying what its primary had done",
+        hint="on the standby: alter system set hot_standby_feedback = on (the primary then keeps what is read), or "
+        "alter system set max_standby_streaming_delay = '15min'; then select pg_reload_conf()",
+        id=CONFLICT,
+        sqlstate="40001",
+        table=table,
+    )
+
+
+def _not_ready(table: str, why: str) -> OperatorError:
+    return OperatorError(
+        f"the source could not read {table}",
+        why=f"{why}: something that it uses is not in the state for that, as currval() in a new session",
+        hint=f"read {table} in psql with the same role: the server's message names it; correct that",
+        id="source_error",
+        sqlstate="55000",
+        table=table,
+    )
+
+
+def _limited(side: str, table: str | None, why: str) -> OperatorError:
+    return OperatorError(
+        f"the {side} met temp_file_limit" + (f" at {table}" if table else ""),
+        why=f"{why}: sorting or hashing the rows needs more temporary files than a session may have",
+        hint="as a superuser: alter role ... set temp_file_limit = -1, "
+        f"for the role of {side}.dsn; or raise temp_file_limit for all",
+        id="temp_file_limit",
+        sqlstate="53400",
+        table=table,
+    )
+
+
 def not_populated(table: str, why: str) -> PreflightError:
     """Return the error of a materialized view that cannot be read yet."""
     return PreflightError(
-        f"{table} has never been filled",
+        f"{table} has never been filled, or reads a materialized view that was not",
         why=why,
-        hint=f"refresh materialized view {table} -- on the source",
+        hint=f"refresh materialized view {table} -- on the source, or the one that it reads",
         id="not_populated",
         table=table,
     )
@@ -341,6 +385,8 @@ _REFUSAL_HINTS = {
 
 def _passing(error: psycopg.Error, side: str, table: str | None) -> PassingError:
     state = error.sqlstate
+    if side == "source" and state == "40001":
+        return recovery_conflict(table, f"SQLSTATE {state}")
     what = {
         "40P01": f"a deadlock on the {side}",
         "40001": f"a serialization failure on the {side}",
@@ -349,7 +395,6 @@ def _passing(error: psycopg.Error, side: str, table: str | None) -> PassingError
         "53100": f"the disk of the {side} is full",
         "53200": f"the {side} is out of memory",
         "53300": f"the {side} has no connection to spare",
-        "53400": f"the {side} met a limit of its configuration",
     }.get(state or "", f"the connection to the {side} was lost")
     return PassingError(
         what,

@@ -64,6 +64,11 @@ def is_standby(connection: Connection) -> bool:
     return bool(_value(connection, "is_standby"))
 
 
+def count_conflicts(connection: Connection) -> int:
+    """Return how many sessions of the database a standby has ended or cancelled to go on replaying; 0 on a primary."""
+    return int(_value(connection, "recovery_conflicts"))
+
+
 def read_system_identifier(connection: Connection) -> str:
     """Return the number that initdb gave the cluster."""
     return str(_value(connection, "system_identifier"))
@@ -156,7 +161,7 @@ def set_up_read(connection: Connection, access: Access) -> None:
     own = sql.SQL("; SET LOCAL row_security = off; SET LOCAL lock_timeout = {}")
     lock_timeout = sql.Literal(f"{int(access.lock_timeout_s * 1000)}ms")
     # Several statements at once, which cannot be prepared.
-    connection.execute(pin_transaction(connection) + own.format(lock_timeout), prepare=False)
+    connection.execute(pin_transaction() + own.format(lock_timeout), prepare=False)
 
 
 def _lock(connection: Connection, relations: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], ReplicatorError]:

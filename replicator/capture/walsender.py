@@ -36,6 +36,7 @@ _STANDBY = sql.SQL("select pg_catalog.pg_is_in_recovery() as standby")
 _PATIENCE = sql.SQL("select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")
 _UNSET = Lsn(0)
 _IN_USE, _TAKEN, _UNDEFINED, _NO_FREE_SLOT = "55006", "42710", "42704", "53400"
+_MAKES_SLOT = "ReplicationSlotCreate"
 _MAX_INTERVAL_S = 10.0
 # A server that shuts down asks again after each answer; so an answer that has nothing new waits a little.
 _PAUSE_S = 0.01
@@ -488,10 +489,10 @@ def _explain(error: psycopg.Error, slot: str) -> ReplicatorError:
             id="slot_active",
             sqlstate=error.sqlstate,
         )
-    if error.sqlstate == _NO_FREE_SLOT:
+    if error.sqlstate == _NO_FREE_SLOT and error.diag.source_function == _MAKES_SLOT:
         return OperatorError(
             "the source has no free replication slot",
-            why=f"SQLSTATE {error.sqlstate}: max_replication_slots or max_wal_senders is reached",
+            why=f"SQLSTATE {error.sqlstate}: max_replication_slots is reached",
             hint="drop a slot that nobody needs (select * from pg_replication_slots), or raise the setting",
             id="no_free_slot",
             sqlstate=error.sqlstate,

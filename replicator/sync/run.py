@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Run:
         self.early: list[Observation] = []
         self.reached: set[str] = set()
         self.has_written = False
+        self.conflicts: Counter[str] = Counter()
         self.log = get_logger().bind(run_id=str(self.execution_id))
 
     @contextmanager

@@ -17,6 +17,12 @@ from (select pg_catalog.pg_current_snapshot() as snapshot, pg_catalog.pg_is_in_r
 -- name: is_standby
 select pg_catalog.pg_is_in_recovery() as is_standby;
 
+-- name: recovery_conflicts
+-- Every role may read this view; on a primary it counts nothing.
+select coalesce(sum(c.confl_tablespace + c.confl_lock + c.confl_snapshot + c.confl_bufferpin + c.confl_deadlock), 0)::bigint
+       as conflicts
+from pg_catalog.pg_stat_database_conflicts c where c.datname = pg_catalog.current_database();
+
 -- name: observe_clock
 -- The three reads of an observation stay three statements: their order is the proof.
 select pg_catalog.clock_timestamp() as observed_at;
