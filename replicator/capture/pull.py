@@ -8,7 +8,8 @@ A watcher session, outside any transaction, observes open transactions and sees 
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -17,9 +18,11 @@ from psycopg import sql
 
 from replicator.batch import DUE_MARK, VERSION, Shape, Totals
 from replicator.capture.copyout import copy_out
+from replicator.capture.source_state import read_slot
 from replicator.db import Connection, connect, pin_transaction, translate, translated
 from replicator.digest import bucket_of, hash_columns, in_buckets, in_pages, in_slots
 from replicator.errors import PassingError, ReplicatorError
+from replicator.hosts import narrow_conninfo, split_hosts
 from replicator.page_range import Pages
 from replicator.pooler import not_pinned, server_pid
 from replicator.position import Lsn, wrap_xid
@@ -29,6 +32,7 @@ from replicator.rules import MASK_KEY_SETTING, Mapping, Output, name_output
 from replicator.statement import statement
 from replicator.strategy import XMIN, watermark_type
 
+_OTHER_HOST_S = 2.0
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -44,6 +48,29 @@ class Access:
     def open(self, *, first: bool = False) -> Connection:
         """Open a pinned session on the source."""
         return connect(self.conninfo, side="source", timeout_s=self.connect_timeout_s, first=first)
+
+    def open_at_slot(self, slot: str, *, first: bool = False) -> Connection:
+        """Open a session on the server that has a slot, where the string names several; on any if none has it."""
+        connection, others = self.open(first=first), split_hosts(self.conninfo)
+        if not others or _has_slot(connection, slot):
+            return connection
+        for conninfo in others:
+            with suppress(ReplicatorError):
+                other = connect(conninfo, side="source", timeout_s=_OTHER_HOST_S)
+                if _has_slot(other, slot):
+                    connection.close()
+                    return other
+                other.close()
+        return connection
+
+    def narrow(self, connection: Connection) -> Access:
+        """Return the way to the very server that a session is on: snapshots and slots are a server's own."""
+        return replace(self, conninfo=narrow_conninfo(self.conninfo, connection))
+
+
+def _has_slot(connection: Connection, slot: str) -> bool:
+    with translated("source"):
+        return read_slot(connection, slot) is not None
 
 
 def observe(connection: Connection, own: Sequence[int]) -> Observation:

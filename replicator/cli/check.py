@@ -63,7 +63,7 @@ class _Check:
         self.findings += check_choices(self.settings)
         access = self._open_access()
         with ExitStack() as stack:
-            source = self._open(stack, "source", lambda: access.open(first=True))
+            source = self._open(stack, "source", lambda: access.open_at_slot(self.settings.slot_name, first=True))
             conninfo = stack.enter_context(open_target(self.settings))
             target = self._open(
                 stack,

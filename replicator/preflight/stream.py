@@ -36,9 +36,10 @@ from replicator.capture.source_state import (
     read_timeline,
 )
 from replicator.capture.walsender import WalSender
-from replicator.config.settings import Settings
+from replicator.config.settings import Settings, source_dsn
 from replicator.db import Connection, translated
 from replicator.errors import ReplicatorError
+from replicator.hosts import picks_at_random
 from replicator.pooler import is_pooled
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
@@ -115,6 +116,13 @@ class _StreamCheck:
             yield self._stop(error)
         yield from self._try_pooler()
         yield from self._check_slot()
+        if picks_at_random(self.source, source_dsn(self.settings)):
+            yield Finding(
+                "several_hosts",
+                "warn",
+                "source.dsn leads to one of several servers at random: a slot, and so the stream, is on one of them",
+                "add target_session_attrs=read-write to source.dsn, or name the server that has the slot alone",
+            )
         room = read_stream_facts(self.source, self.settings.slot_name)
         for finding in check_room(room):
             yield self._weigh(finding, is_certain=True)

@@ -107,15 +107,15 @@ class Listener:
         """Connect, find out where the stream stands, make up for what is missing, follow it."""
         first, self.has_lock = not self.is_connected, False
         control, streams, state = self._open_target(stack, first=first)
-        watcher = stack.enter_context(closing(self.access.open(first=first)))
+        watcher = stack.enter_context(closing(self.access.open_at_slot(self.settings.slot_name, first=first)))
         self.is_connected = True
         with translated("source"):
             version = check_source(watcher)
             if self.until_caught_up and self.until.lsn is None:
                 self.until.lsn = read_end_of_wal(watcher)
         session = ListenSession(
-            self.settings, self.access, self.log, self.stop, self.target_conninfo, self.jobs, self.result, stack,
-            control, streams, watcher, version,
+            self.settings, self.access.narrow(watcher), self.log, self.stop, self.target_conninfo, self.jobs,
+            self.result, stack, control, streams, watcher, version,
         )  # fmt: skip
         start = StreamStart(session, repair_gap=self.repair_gap, has_lost_publication=self.has_lost_publication)
         try:

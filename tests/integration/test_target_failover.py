@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -76,12 +77,12 @@ def test_a_sync_that_has_begun_waits_while_its_target_is_a_standby(
     pair, primary, second = make_two(make_cluster, make_pair, standby)
     pair.run("sync")
     pair.source.execute("insert into t values (11)")
-    holder = psycopg.connect(primary.admin_dsn(pair.target_db))
-    holder.execute("lock table t in access exclusive mode")
-    running = pair.popen("sync")
-    waits = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
-    wait_until(lambda: pair.target.execute(waits).rowcount == 1, what="the run waits for the target's table")
-    take_over(pair, primary, second, running)
+    with contextlib.closing(psycopg.connect(primary.admin_dsn(pair.target_db))) as holder:
+        holder.execute("lock table t in access exclusive mode")
+        running = pair.popen("sync")
+        waits = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        wait_until(lambda: pair.target.execute(waits).rowcount == 1, what="the run waits for the target's table")
+        take_over(pair, primary, second, running)
     running.wait(90, check=0)
     pair.assert_equal("t")
 
