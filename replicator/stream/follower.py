@@ -229,7 +229,9 @@ class StreamFollower:
             wait_ms = max(1, int(wait_s * 1000))
             connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{wait_ms}ms"])
             # A batch is staged in temporary tables: with PostgreSQL's 8 MB most of it would go through files.
-            connection.execute("SET temp_buffers = '64MB'")
+            # A server that a pooler hands on has had some already, and keeps what it has.
+            with suppress(psycopg.errors.InvalidParameterValue):
+                connection.execute("SET temp_buffers = '64MB'")
             # What changes was in use just now, and is looked up in memory or on flash. With PostgreSQL's 4, meant for
             # turning disks, a large batch would read a whole table in order, each time.
             connection.execute("SET random_page_cost = 1.1")

@@ -12,8 +12,9 @@ import psycopg
 from replicator.apply.stream_control import ListenerState, StreamTable
 from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import read_published
-from replicator.capture.pull import read_system_identifier
+from replicator.capture.pull import is_standby, read_system_identifier
 from replicator.capture.signature import Signatures, read_signatures
+from replicator.capture.slot_loss import LOST, describe_lost, describe_missing
 from replicator.capture.source_state import (
     SlotFacts,
     check_slot,
@@ -190,12 +191,17 @@ class StreamStart:
                 hint="if it is the right one: replicator slot drop --yes, then replicator listen",
                 id="source_changed",
             )
-        what = None
         if slot is None:
-            what = ("slot_missing", f"the replication slot {self.settings.slot_name} is gone", "somebody dropped it")
-        elif slot.wal_status == "lost":
-            what = ("slot_lost", f"the replication slot {slot.name} was invalidated", "the source kept too little WAL")
-        elif state.timeline != timeline:
+            with translated("source"):
+                standby = is_standby(self.watcher)
+            return describe_missing(
+                self.settings.slot_name, known_as=state.slot_name, timelines=(state.timeline, timeline),
+                is_standby=standby,
+            )  # fmt: skip
+        if slot.wal_status == LOST:
+            return describe_lost(slot)
+        what = None
+        if state.timeline != timeline:
             what = ("timeline_changed", "the source's timeline changed", "a failover or a restore")
         elif slot.confirmed is not None and slot.confirmed > state.position:
             what = (
