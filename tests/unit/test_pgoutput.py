@@ -26,6 +26,7 @@ from replicator.capture.pgoutput import (
     PartialInsert,
     PartialUpdate,
     Relation,
+    StreamAbort,
     Truncate,
     Type,
     Update,
@@ -38,6 +39,7 @@ from replicator.telemetry.trace import scrub_traceback
 from tests.pgoutput import encode, mutate, torture
 
 U32 = st.integers(0, 2**32 - 1)
+XIDS = st.integers(1, 2**32 - 1)
 LSNS = st.integers(1, 2**64 - 1).map(Lsn)
 CLOCKS = st.integers(-(2**63), 2**63 - 1)
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
@@ -87,6 +89,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Type, U32, NAMES.map(lambda name: name or "pg_catalog"), NAMES),
     st.builds(Truncate, st.lists(U32, max_size=20).map(tuple), st.booleans(), st.booleans()),
     st.builds(LogicalMessage, st.booleans(), LSNS, NAMES, CONTENT),
+    st.builds(StreamAbort, XIDS, XIDS, st.none() | st.tuples(st.integers(0, 2**64 - 1).map(Lsn), CLOCKS)),
 )
 
 ROW: tuple[Cell, ...] = (b"1", b"", None, UNCHANGED, b"caf\xc3\xa9", b"x" * 300)
@@ -114,6 +117,7 @@ EXAMPLES: list[Message] = [
     Truncate((1, 4_294_967_295), cascade=True, restart_identity=False),
     Truncate((7,), cascade=False, restart_identity=True),
     LogicalMessage(transactional=True, lsn=Lsn(1), prefix="replicator", content=b"\0\xff"),
+    StreamAbort(4_294_967_295, 3),
 ]
 PARTIAL = {Insert: PartialInsert, Update: PartialUpdate}
 
@@ -150,6 +154,17 @@ def test_a_commit_is_these_bytes() -> None:
     assert decode(message) == Commit(Lsn.parse("80000000/10"), Lsn.parse("80000000/40"), 1)
 
 
+def test_an_abort_may_say_when_and_where() -> None:
+    """S26: protocol 4 adds both. Without the one or a part of the other it is none."""
+    abort = StreamAbort(700, 701, (Lsn(0), -1))
+    assert decode(encode(abort)) == abort
+    for length in range(10, 25):
+        with pytest.raises(StreamError):
+            decode(encode(abort)[:length])
+    with pytest.raises(StreamError):
+        decode(encode(abort) + b"\0")
+
+
 @pytest.mark.parametrize("message", EXAMPLES, ids=EXAMPLE_IDS)
 def test_a_message_cut_anywhere_is_refused(message: Message) -> None:
     encoded = encode(message)
@@ -169,6 +184,8 @@ REFUSED = {
     "nothing": b"",
     "a kind of protocol 2": b"S" + bytes(5),
     "a kind of protocol 3": b"b" + bytes(30),
+    "an abort of nothing": b"A" + bytes(8),
+    "an abort of half a transaction": b"A" + bytes.fromhex("00000005 000000"),
     "a keepalive": b"k" + bytes(17),
     "a begin without position": b"B" + struct.pack(">QqI", 0, 1, 1),
     "a commit with flags": b"C" + struct.pack(">BQQq", 1, 1, 2, 3),
