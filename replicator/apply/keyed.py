@@ -66,7 +66,7 @@ class KeyedLoad(TableLoad):
         """Insert and update what was staged, and what is in quarantine."""
         if self.staged:
             with self.figures.phase("merge"):
-                if self.reading.audit and self.reading.since_xid is not None:
+                if self.reading.audit and not self.reading.audits_by_hashes:
                     missed = merge.count_missed(self.target, self.staging, DUE_MARK)
                     self.figures.rows_missed_before += self._count(missed)
                 self._upsert(self.staging, self.staged)
@@ -196,12 +196,8 @@ class KeyedLoad(TableLoad):
         with self.figures.phase("delete"):
             if self.reading.load_type == FULL:
                 self._remove_absent()
-            elif not self._audits_by_hashes:
+            elif not self.reading.audits_by_hashes:
                 self._remove_by_keys()
-
-    @property
-    def _audits_by_hashes(self) -> bool:
-        return self.reading.audit and self.reading.since_xid is None
 
     def _remove_absent(self) -> None:
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))

@@ -231,6 +231,7 @@ class StreamControl:
         table: str,
         figures: Figures,
         *,
+        guarantee: str,
         started_at: datetime,
         lsn: Lsn,
         fresh_at: datetime | None,
@@ -246,8 +247,8 @@ class StreamControl:
             )  # fmt: skip
             return
         row = self._execute(
-            "add_batch", execution_id=str(execution_id), table_name=table, started_at=started_at, lsn_start=str(lsn),
-            lsn_end=str(lsn), watermark_end=fresh_at, **parameters,
+            "add_batch", execution_id=str(execution_id), table_name=table, guarantee=guarantee, started_at=started_at,
+            lsn_start=str(lsn), lsn_end=str(lsn), watermark_end=fresh_at, **parameters,
         ).fetchone()  # fmt: skip
         assert row is not None
         self._fresh[table] = (row["batch_id"], minute)

@@ -31,6 +31,7 @@ from replicator.digest import Digest
 from replicator.errors import DataRefused
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
+from replicator.strategy import EXACT, stream_guarantee
 
 _CAREFUL_BATCHES = 200
 """Where one batch had to be brought in anew, with savepoints, the next may have to as well."""
@@ -72,6 +73,7 @@ class StreamLoader:
         self.execution_id, self.replica, self.digest, self.binary = execution_id, replica, digest, binary
         self.staging = Staging(connection)
         self._shapes: dict[tuple[str, int], Job] = {}
+        self._guarantees: dict[str, str] = {}
         self._live: dict[str, LiveTable] = {}
         self._sequences: dict[str, tuple[Fed, ...]] = {}
         self._figures: dict[str, Figures] = {}
@@ -87,6 +89,7 @@ class StreamLoader:
     def introduce(self, job: Job, version: int) -> None:
         """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread."""
         self._shapes[job.table, version] = job
+        self._guarantees[job.table] = stream_guarantee(job.mapping, job.settings)
 
     def follow_sequences(self, table: str, sequences: tuple[Fed, ...]) -> None:
         """Tell of a table's sequences. Each batch moves those that cost it no scan."""
@@ -395,8 +398,8 @@ class StreamLoader:
             with self.connection.pipeline():
                 for table, figures in self._figures.items():
                     self.control.add_figures(
-                        self.execution_id, table, figures, started_at=self._started_at, lsn=position,
-                        fresh_at=changes.committed_at,
+                        self.execution_id, table, figures, guarantee=self._guarantees.get(table, EXACT),
+                        started_at=self._started_at, lsn=position, fresh_at=changes.committed_at,
                     )  # fmt: skip
                 for table in changes.stale:
                     self.control.mark_stale(table)

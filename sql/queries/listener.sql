@@ -83,7 +83,7 @@ where pipeline = :'pipeline';
 insert into :"control".etl_control (execution_id, pipeline, table_name, path, load_type, strategy, guarantee, triggered_by, status,
     started_at, completed_at, duration_seconds, lsn_start, lsn_end, watermark_end,
     rows_extracted, rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_quarantined, rows_missed_before, bytes_copied)
-values (:'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 'stream', 'exact', 'listener', 'success',
+values (:'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 'stream', :'guarantee', 'listener', 'success',
     :'started_at', clock_timestamp(), extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
     :'lsn_start'::text::pg_lsn, :'lsn_end'::text::pg_lsn, :'watermark_end',
     :'rows_extracted', :'rows_inserted', :'rows_updated', :'rows_unchanged', :'rows_deleted', :'rows_quarantined',
