@@ -101,7 +101,7 @@ def encode_schema(schema: str) -> bytes:
 
 
 def encode_name(name: str) -> bytes:
-    return name.encode() + b"\0"
+    return name.encode("utf-8", "surrogateescape") + b"\0"
 
 
 def mutate(message: bytes, dice: random.Random) -> bytes:

@@ -22,6 +22,7 @@ from replicator.apply.stream_control import StreamControl
 from replicator.apply.table_load import TableLoad, key_not_unique
 from replicator.batch import DUE_MARK
 from replicator.catalog import deletes_go_on
+from replicator.cell import is_text
 from replicator.db import TAKEN
 from replicator.digest import SLOTS, bucket_of, count_buckets, in_buckets
 from replicator.errors import DataRefused
@@ -81,7 +82,7 @@ class KeyedLoad(TableLoad):
         self._run(merge.create_staging(self.target, keys, self.target.key))
         self._copy(
             merge.copy_into(merge.staging_name(keys), self.target.key, binary=False),
-            encode_rows(sorted(self.waiting - refused)),
+            encode_rows(sorted(key for key in self.waiting - refused if all(map(is_text, key)))),
         )
         buckets = count_buckets(self._count(merge.sum_target(self.target, sql.SQL("0"))))
         bucket = bucket_of(merge.hash_key(self.target, "s", self.shape.digest), buckets)

@@ -25,6 +25,7 @@ from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import describe_target, find_triggers, order_by_foreign_keys, plan_target, record_columns
 from replicator.batch import Figures
 from replicator.catalog import read_relation
+from replicator.cell import is_text
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
@@ -257,6 +258,9 @@ class StreamLoader:
         """
         assert isinstance(segment.fold, KeyedFold)
         ((key, row),) = segment.fold.rows.items()
+        if row is GONE and not all(map(is_text, key_cells(key))):
+            # The target never had it: it cannot hold such a key.
+            return
         if row is not GONE and row is not UNKNOWN:
             again = self._try_part(table, load, Segment(segment.version, KeyedFold({key: UNKNOWN})))
             if again is None:

@@ -1,7 +1,9 @@
 """Decode what the output plugin `pgoutput` sends with proto_version 1: bytes to messages, nothing else.
 
 Layout (PostgreSQL documentation, 55.9 "Logical Replication Message Formats"); integers are big-endian, a `name` is
-UTF-8 (the session's client_encoding) up to a zero byte, an empty schema is pg_catalog:
+UTF-8 (the session's client_encoding) up to a zero byte, an empty schema is pg_catalog. A database without encoding
+has names of any bytes: those that are not UTF-8 stand as surrogates (PEP 383).
+
 
     kind           then
     'B' Begin      u64 final lsn, i64 commit time, u32 xid
@@ -211,7 +213,7 @@ def decode(message: bytes) -> Message:
             except (IndexError, struct.error):
                 why = "it ends too early"
             except ValueError:
-                why = "a name has no end or is not UTF-8"
+                why = "a name has no end"
     raise _not_understood(message, why)
 
 
@@ -440,7 +442,7 @@ def _read_old_kind(kind: int) -> Literal["K", "O"]:
 def _read_name(message: bytes, at: int) -> tuple[str, int]:
     """Return the text up to the next zero byte, and what stands behind it."""
     end = message.index(0, at)
-    return message[at:end].decode(), end + 1
+    return message[at:end].decode("utf-8", "surrogateescape"), end + 1
 
 
 def _read_schema(message: bytes, at: int) -> tuple[str, int]:
