@@ -332,20 +332,34 @@ def not_populated(table: str, why: str) -> PreflightError:
 def _refused(state: str, side: str, table: str | None, why: str) -> DataRefused:
     if side == "source":
         what = f"the source could not compute a row of {table}" if table else "the source could not compute a value"
-        hint = _ENCODING_HINT if state in ("22021", "22P05") else _COMPUTE_HINT
+        hint = _find_bytes(table) if state in _ENCODING_STATES else _COMPUTE_HINT
     else:
         what = f"the target refused a row of {table}" if table else "the target refused a value"
         if state == "22P05":
             what = f"a name or a value of {table or 'a table'} has a character that the target's encoding lacks"
+        if state == "22021":
+            what = f"a text of {table or 'a table'} holds bytes that are not UTF-8"
         has_constraint = ", constraint " in why
         hint = _REFUSAL_HINTS.get(state, _CONSTRAINT_HINT if has_constraint else _TYPE_HINT)
+        if state == "22021":
+            hint = _find_bytes(table)
     return DataRefused(what, why=why, sqlstate=state, table=table, id=f"{side}_refused_row", hint=hint)
 
 
-_ENCODING_HINT = (
-    "a text holds bytes that are none of UTF-8, as a SQL_ASCII database lets in: correct them in the source, "
-    "or leave the column or such rows out with exclude or where"
-)
+# Bytes that are none of an encoding; a character that the other encoding lacks.
+_ENCODING_STATES = ("22021", "22P05")
+
+
+def _find_bytes(table: str | None) -> str:
+    """Return what to do about texts that are not UTF-8, with the statement that lists the rows that may hold them."""
+    rows = f"from {table or '...'} as t where t::text ~ '[\\x80-\\xff]'"
+    return (
+        "a text holds bytes that are not UTF-8, as a SQL_ASCII database lets in: correct them in the source "
+        f"(select ctid, t.* {rows} lists the rows with bytes beyond ASCII), "
+        "or leave the column or such rows out with exclude or where"
+    )
+
+
 _COMPUTE_HINT = (
     "an expression fails for a row's value: of where or mask, of the view, or of a cast to the target's type; "
     "try it in psql, or leave such rows out with where"

@@ -33,12 +33,14 @@ from replicator.apply.target import (
 from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
 from replicator.batch import Figures
 from replicator.catalog import RowChangers, list_row_changers, read_relation
+from replicator.cell import is_text
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
 from replicator.errors import DataRefused
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
+from replicator.strategy import stream_guarantee
 
 _CAREFUL_BATCHES = 200
 """Where one batch had to be brought in anew, with savepoints, the next may have to as well."""
@@ -80,6 +82,7 @@ class StreamLoader:
         self.execution_id, self.replica, self.digest, self.binary = execution_id, replica, digest, binary
         self.staging = Staging(connection)
         self._shapes: dict[tuple[str, int], Job] = {}
+        self._guarantees: dict[str, str] = {}
         self._live: dict[str, LiveTable] = {}
         self._fitted: dict[tuple[str, int], FittedTarget] = {}
         self._changers: dict[int, RowChangers] | None = None
@@ -102,6 +105,7 @@ class StreamLoader:
         self._shapes[job.table, version] = job
         if fitted is not None:
             self._fitted[job.table, version] = fitted
+        self._guarantees[job.table] = stream_guarantee(job.mapping, job.settings)
 
     def follow_sequences(self, table: str, sequences: tuple[Fed, ...]) -> None:
         """Tell of a table's sequences. Each batch moves those that cost it no scan."""
@@ -273,6 +277,9 @@ class StreamLoader:
         """
         assert isinstance(segment.fold, KeyedFold)
         ((key, row),) = segment.fold.rows.items()
+        if row is GONE and not all(map(is_text, key_cells(key))):
+            # The target never had it: it cannot hold such a key.
+            return
         if row is not GONE and row is not UNKNOWN:
             again = self._try_part(table, load, Segment(segment.version, KeyedFold({key: UNKNOWN})))
             if again is None:
@@ -436,8 +443,8 @@ class StreamLoader:
         with translating():
             with self.connection.pipeline():
                 self.control.add_figures(
-                    self.execution_id, self._figures, started_at=self._started_at, lsn=position,
-                    fresh_at=changes.committed_at,
+                    self.execution_id, self._figures, guarantees=self._guarantees, started_at=self._started_at,
+                    lsn=position, fresh_at=changes.committed_at,
                 )  # fmt: skip
                 for table in changes.stale:
                     self.control.mark_stale(table)

@@ -30,6 +30,7 @@ from replicator.digest import Digest
 from replicator.errors import ConfigError, SafetyStop, SchemaDrift
 from replicator.reading import Reading
 from replicator.relation import PARTITIONED, Relation
+from replicator.rules import find_naming_columns
 from replicator.selection import format_table_name
 from replicator.statement import statement
 from replicator.strategy import FULL, WATERMARK, XMIN
@@ -273,8 +274,11 @@ def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, st
 
 def record_columns(job: Job, types: dict[str, Resolved], evolution: Evolution) -> tuple[Recorded, ...]:
     """Return the columns as they are copied now, for the next time to compare with."""
+    naming = find_naming_columns(job.mapping, job.settings)
     return tuple(
-        Recorded(o.source.number, o.source.name, o.name, types[o.name].spelling)
+        Recorded(
+            o.source.number, o.source.name, o.name, types[o.name].spelling, o.source.name in naming or "where" in naming
+        )
         for o in job.mapping.outputs
         if o.name not in evolution.left_out
     )

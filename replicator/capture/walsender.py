@@ -35,6 +35,7 @@ from replicator.position import Lsn
 _STANDBY = sql.SQL("select pg_catalog.pg_is_in_recovery() as standby")
 _PATIENCE = sql.SQL("select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")
 _UNSET = Lsn(0)
+_NO_ENCODING = "SQL_ASCII"
 _IN_USE, _TAKEN, _UNDEFINED, _NO_FREE_SLOT = "55006", "42710", "42704", "53400"
 _MAKES_SLOT = "ReplicationSlotCreate"
 _MAX_INTERVAL_S = 10.0
@@ -127,6 +128,11 @@ class WalSender:
         """Return the server's clock when it sent the last that was received, in seconds since 1970."""
         return None if self._clock_us is None else self._clock_us / 1e6 + EPOCH_OFFSET_S
 
+    @property
+    def encoding(self) -> str:
+        """Return the encoding of the source's database, as PostgreSQL calls it."""
+        return (self._pgconn.parameter_status(b"server_encoding") or b"").decode()
+
     # ------------------------------------------------------------------------------------- before the stream
 
     def identify(self) -> System:
@@ -192,9 +198,12 @@ class WalSender:
         at: Lsn = _UNSET,
         messages: bool = True,
         binary: bool = False,
+        is_raw: bool = False,
     ) -> None:
         """Start the stream at the slot's confirmed position, or at `at` if that is later.
 
+        is_raw: texts come as the bytes that the source stores. So they always do from a database without encoding
+        (SQL_ASCII): the server would check them, and end the stream at the first that is not UTF-8.
         `at` counts as confirmed: all before it is in the target. Raises LockHeldError while another session uses the
         slot, OperatorError when there is none or its WAL is gone. A missing publication shows at the first change, in
         `receive`.
@@ -212,8 +221,12 @@ class WalSender:
         command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
             sql.Identifier(slot), sql.SQL(str(at)), _list_options(options)
         )
+        # Text for the server is encoded ahead: psycopg takes a session in SQL_ASCII to know nothing else.
+        started = command.as_bytes(self._connection)
         with self._explained(slot):
-            self._connection.execute(command)
+            if is_raw or self.encoding == _NO_ENCODING:
+                self._connection.execute("set client_encoding = 'SQL_ASCII'")
+            self._connection.execute(started)
         self._publications = ", ".join(publications)
         self._confirmed = self._received = at
         self._spoke_at = time.monotonic()

@@ -43,7 +43,7 @@ from replicator.hosts import picks_at_random
 from replicator.pooler import is_pooled
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
-from replicator.rules import needs_source
+from replicator.rules import find_naming_columns, needs_source
 from replicator.stream.table import GENERATED_SINCE, check_key, check_rereads, expect_columns, find_unsent
 from replicator.sync.planning import Plan, TablePlan
 from replicator.sync.preparation import open_access
@@ -233,6 +233,7 @@ class _StreamCheck:
         except ReplicatorError as error:
             yield self._stop(error, plan.table)
             return
+        yield from _find_naming(plan.table, job)
         if unsent:
             yield self._find_unsent(plan.table, unsent, job)
         if needs_source(job.mapping, job.settings):
@@ -260,6 +261,24 @@ class _StreamCheck:
             "; or ".join(mends),
             table,
         )
+
+
+def _find_naming(table: str, job: Job) -> Iterator[Finding]:
+    """Find columns that are written with names of objects: a stream tells of no rename."""
+    naming = find_naming_columns(job.mapping, job.settings)
+    if not naming:
+        return
+    in_key = [output.source.name for output in job.mapping.key_outputs if output.source.name in naming]
+    message = f"{', '.join(naming)} names objects of the source, and no WAL tells of their renames"
+    yield Finding(
+        "names_objects",
+        "warn",
+        f"{message}: beside `listen` the text follows with the next `sync` or `verify --repair`"
+        + (f"; until then a row whose key is renamed ({', '.join(in_key)}) may be there twice" if in_key else ""),
+        "let the nightly `sync` run; or leave the column out: exclude = [...]; or copy the number of the object: "
+        "alter table ... alter column ... type oid",
+        table,
+    )
 
 
 def _plan_published(job: Job, identities: Sequence[Identity]) -> Published:

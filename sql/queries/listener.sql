@@ -85,13 +85,13 @@ where pipeline = :'pipeline';
 insert into :"control".etl_control (execution_id, pipeline, table_name, path, load_type, strategy, guarantee, triggered_by, status,
     started_at, completed_at, duration_seconds, lsn_start, lsn_end, watermark_end,
     rows_extracted, rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_quarantined, rows_missed_before, bytes_copied)
-select :'execution_id'::uuid, :'pipeline', b.table_name, 'listen', 'stream', 'stream', 'exact', 'listener', 'success',
+select :'execution_id'::uuid, :'pipeline', b.table_name, 'listen', 'stream', 'stream', b.guarantee, 'listener', 'success',
     :'started_at', clock_timestamp(), extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
     :'lsn'::text::pg_lsn, :'lsn'::text::pg_lsn, :'watermark_end',
     b.rows_extracted, b.rows_inserted, b.rows_updated, b.rows_unchanged, b.rows_deleted, b.rows_quarantined,
     b.rows_missed_before, b.bytes_copied
 from pg_catalog.jsonb_to_recordset(:'batches'::text::jsonb) as b (
-        table_name text, rows_extracted bigint, rows_inserted bigint, rows_updated bigint, rows_unchanged bigint,
+        table_name text, guarantee text, rows_extracted bigint, rows_inserted bigint, rows_updated bigint, rows_unchanged bigint,
         rows_deleted bigint, rows_quarantined bigint, rows_missed_before bigint, bytes_copied bigint)
 returning batch_id, table_name;
 
