@@ -142,6 +142,7 @@ HAZARDS = {
     "B26": "a name is put into SQL by hand",
     "B27": "a commit without an answer is repeated unseen",
     "B28": "nothing keeps an old run from writing",
+    "B29": "a window keeps only what is delivered of a transaction after it opened",
 }
 
 
