@@ -85,6 +85,7 @@ class StreamLoader:
         self._guarantees: dict[str, str] = {}
         self._live: dict[str, LiveTable] = {}
         self._fitted: dict[tuple[str, int], FittedTarget] = {}
+        self._left_out: set[tuple[str, int]] = set()
         self._changers: dict[int, RowChangers] | None = None
         self._sequences: dict[str, tuple[Fed, ...]] = {}
         self._figures: dict[str, Figures] = {}
@@ -181,6 +182,29 @@ class StreamLoader:
             self._finish(changes, changes.position)
             self.connection.execute("COMMIT")
 
+    def leave_out(self, table: str) -> None:
+        """Take nothing more of a table in the shapes that it has had; it is read again, in another one."""
+        self._left_out |= {one for one in self._shapes if one[0] == table}
+
+    def spell_refused_key(self, table: str) -> KeyText | None:
+        """Return the text of the refused row's key; None when there is no such row, or it has no key."""
+        if self.refused_key is None or not self.binary:
+            return self.refused_key
+        job = next(job for (name, _), job in self._shapes.items() if name == table)
+        with translating(table):
+            relation = read_relation(self.connection, *job.target)
+        if relation is None:
+            return None
+        oids = [relation.by_name[name].type_oid for name in job.mapping.key]
+        return tuple(
+            None if cell is None else self._spell(cell, oid) for cell, oid in zip(self.refused_key, oids, strict=True)
+        )
+
+    def _spell(self, cell: bytes, type_oid: int) -> bytes | None:
+        """Return the text of one cell that came in its type's binary format."""
+        told = self.connection.pgconn.exec_params(b"SELECT $1::text", [cell], param_types=[type_oid], param_formats=[1])
+        return told.get_value(0, 0) if told.ntuples else None
+
     def abandon(self) -> None:
         """Roll back what is open, if anything is."""
         with suppress(psycopg.Error):
@@ -215,7 +239,8 @@ class StreamLoader:
         """Apply the segments in waves: what precedes a table's new shape lands before what follows it."""
         for wave in zip_longest(*changes.segments.values()):
             pairs = zip(changes.segments, wave, strict=True)
-            self._apply_wave([(table, segment) for table, segment in pairs if segment is not None])
+            there = [(table, segment) for table, segment in pairs if segment is not None]
+            self._apply_wave([pair for pair in there if (pair[0], pair[1].version) not in self._left_out])
 
     def _apply_wave(self, wave: Sequence[tuple[str, Segment]]) -> None:
         self._lock_tables([table for table, _ in wave])
