@@ -190,6 +190,8 @@ def _index(row: Row) -> Index:
         name=row["name"],
         definition=row["definition"],
         covers_all=row["covers_all"],
+        method=row["method"],
+        is_period=row["is_period"],
     )
 
 

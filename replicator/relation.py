@@ -10,6 +10,7 @@ from functools import cached_property
 TABLE, PARTITIONED, VIEW, MATVIEW, FOREIGN = "r", "p", "v", "m", "f"
 LOGGED = "p"
 """The persistence of what is in the WAL."""
+_RANGE_METHODS = ("btree", "brin")
 KIND_NAMES = {
     TABLE: "table",
     PARTITIONED: "partitioned table",
@@ -72,9 +73,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A valid, total, immediate-or-deferrable unique index, or any index whose first column is plain.
+    """A valid index over plain columns.
 
-    columns: names in index order. equality: (schema, operator) of each column, or empty for non-unique indexes.
+    columns: names in index order. unique: a unique B-tree. is_period: a key WITHOUT OVERLAPS, which is no B-tree: no two
+    rows share a key and a moment. equality: (schema, operator) of each column, empty names unless it is a B-tree.
+    covers_all: not partial.
     """
 
     columns: tuple[str, ...]
@@ -86,6 +89,8 @@ class Index:
     name: str
     definition: str
     covers_all: bool
+    method: str = "btree"
+    is_period: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,11 @@ class Relation:
 
     @cached_property
     def identity_index(self) -> Index | None:
-        """Return the primary key, else the replica identity index; None where neither can serve as a key."""
-        unique = [index for index in self.indexes if index.unique and index.covers_all]
+        """Return the primary key, else the replica identity index; None where neither can serve as a key.
+
+        Also a key WITHOUT OVERLAPS: PostgreSQL lets no empty range into it, so equal values would overlap.
+        """
+        unique = [index for index in self.indexes if (index.unique or index.is_period) and index.covers_all]
         for wanted in ("primary", "replica_identity"):
             for index in unique:
                 if getattr(index, wanted):
@@ -146,8 +154,9 @@ class Relation:
         return oid, typmod
 
     def index_on(self, column: str) -> Index | None:
-        """Return an index that starts with the column, if there is one."""
-        return next((index for index in self.indexes if index.columns[:1] == (column,)), None)
+        """Return an index that starts with the column and finds ranges of it, if there is one."""
+        starting = [index for index in self.indexes if index.columns[:1] == (column,)]
+        return next((index for index in starting if index.method in _RANGE_METHODS), None)
 
     def fingerprint(self, rules: str) -> str:
         """Return a hash of all that can change a row's output without a new row version.

@@ -86,6 +86,7 @@ HAZARDS = {
     "T8": "the target has row security",
     "T9": "a row of the target alone holds a unique value",
     "T10": "the target deadlocks, times out, is read-only or full",
+    "T11": "a key of the target is WITHOUT OVERLAPS, or an exclusion constraint or hash index stands where a key should",
     "F1": "the process is killed at any moment",
     "F2": "the process is asked to end",
     "F3": "the process is frozen for a minute",

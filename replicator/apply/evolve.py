@@ -330,11 +330,24 @@ class _Plan:
             raise self._deferrable_key(deferrable)
         if fitting:
             return False, []
+        self._check_no_period()
         make = _add_primary_key(self.name, mapping)
         if not created_by_us or self.table.on_schema_change != "evolve":
             raise self._key_missing(created_by_us)
         self._drop_primary_key()
         return True, [make]
+
+    def _check_no_period(self) -> None:
+        """Raise SchemaDrift for a key WITHOUT OVERLAPS: it finds rows of the same time, not the row of the same key."""
+        key = self.mapping.key
+        for index in self.target.indexes:
+            if index.is_period and set(map(self._moved, index.columns)) == set(key):
+                raise self._drift(
+                    f"the key ({', '.join(key)}) is WITHOUT OVERLAPS here",
+                    f"{index.name} is no B-tree, and only a unique B-tree index finds the row with an equal key",
+                    sql.SQL("alter table {} add unique ({})").format(self.name, _identifiers(key)),
+                    "key_without_overlaps",
+                )
 
     def _key_missing(self, created_by_us: bool) -> SchemaDrift:
         key, there = self.mapping.key, {self._moved(column.name) for column in self.target.columns}

@@ -26,7 +26,7 @@ from replicator.catalog import (
 )
 from replicator.db import Connection
 from replicator.digest import Digest
-from replicator.errors import ConfigError, SafetyStop, SchemaDrift
+from replicator.errors import ConfigError, ReplicatorError, SafetyStop, SchemaDrift
 from replicator.reading import Reading
 from replicator.relation import PARTITIONED, Relation
 from replicator.selection import format_table_name
@@ -131,7 +131,20 @@ def check_apart(connection: Connection, job: Job, system_identifier: str) -> Non
 def plan_target(
     connection: Connection, job: Job, planned_enums: Sequence[EnumChange] = ()
 ) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
-    """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name."""
+    """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name.
+
+    Raises our errors as `plan_evolution` does, each with the job's table.
+    """
+    try:
+        return _plan_target(connection, job, planned_enums)
+    except ReplicatorError as error:
+        error.table = error.table or job.table
+        raise
+
+
+def _plan_target(
+    connection: Connection, job: Job, planned_enums: Sequence[EnumChange]
+) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
     types = resolve_types(connection, job.mapping.outputs, job.mapping.relation.types, planned_enums)
     existing = read_relation(connection, *job.target)
     if existing is None:
@@ -237,7 +250,7 @@ def find_triggers(connection: Connection, job: Job, existing: Relation) -> list[
 def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Return the operator (schema, name) by which each key column is compared: its unique index's own, else "="."""
     for index in existing.indexes:
-        if index.unique and set(index.columns) == set(key):
+        if index.unique and index.covers_all and set(index.columns) == set(key):
             operators = dict(zip(index.columns, index.equality, strict=True))
             return tuple(operators[name] for name in key)
     return tuple(("pg_catalog", "=") for _ in key)

@@ -58,26 +58,31 @@ join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 where a.attrelid = any (:'oids'::oid[]) and a.attgenerated <> '' and not a.attisdropped;
 
 -- name: describe_indexes
--- oids: relations. Valid indexes over plain columns. covers_all: not partial. equality: the operator family's own "=".
+-- oids: relations. Valid indexes over plain columns. is_unique: of a B-tree, the one kind that finds equal rows.
+-- is_period: a key WITHOUT OVERLAPS. covers_all: not partial. equality: the operator family's own "="; of a B-tree alone
+-- the strategy 3 means that.
 select i.indrelid::bigint as relation, ic.relname as name,
        array_agg(a.attname order by k.position)::text[] as columns,
-       i.indisunique as is_unique, i.indisprimary as is_primary, i.indisreplident as is_replica_identity,
+       i.indisunique and am.amname = 'btree' as is_unique, i.indisunique and i.indisexclusion as is_period,
+       am.amname as method, i.indisprimary as is_primary, i.indisreplident as is_replica_identity,
        not i.indimmediate as is_deferrable, i.indpred is null as covers_all,
        array_agg(coalesce(opn.nspname, '') order by k.position)::text[] as operator_schemas,
        array_agg(coalesce(op.oprname, '') order by k.position)::text[] as operator_names,
        pg_catalog.pg_get_indexdef(i.indexrelid) as definition
 from pg_catalog.pg_index i
 join pg_catalog.pg_class ic on ic.oid = i.indexrelid
+join pg_catalog.pg_am am on am.oid = ic.relam
 cross join lateral unnest(i.indkey::int2[], i.indclass::oid[]) with ordinality as k (attnum, opclass, position)
 left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
 left join pg_catalog.pg_opclass oc on oc.oid = k.opclass
 left join pg_catalog.pg_amop amop
-       on amop.amopfamily = oc.opcfamily and amop.amopstrategy = 3 and amop.amopmethod = oc.opcmethod
+       on amop.amopfamily = oc.opcfamily and amop.amopstrategy = 3 and am.amname = 'btree'
+      and amop.amopmethod = oc.opcmethod
       and amop.amoplefttype = oc.opcintype and amop.amoprighttype = oc.opcintype
 left join pg_catalog.pg_operator op on op.oid = amop.amopopr
 left join pg_catalog.pg_namespace opn on opn.oid = op.oprnamespace
 where i.indrelid = any (:'oids'::oid[]) and i.indisvalid and k.position <= i.indnkeyatts
-group by i.indexrelid, i.indrelid, ic.relname, i.indisunique, i.indisprimary, i.indisreplident, i.indimmediate, i.indpred
+group by i.indexrelid, i.indrelid, ic.relname, am.amname
 having bool_and(k.attnum <> 0)
 order by i.indrelid, ic.relname;
 
