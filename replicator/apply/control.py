@@ -335,7 +335,7 @@ def label_enums(relation: Relation) -> dict[str, dict[str, str]]:
 
 
 def _write_columns(columns: Sequence[Recorded]) -> str:
-    return json.dumps([[c.number, c.source, c.target, c.spelling] for c in columns])
+    return json.dumps([[c.number, c.source, c.target, c.spelling, c.storage] for c in columns])
 
 
 def _number(migration: Path) -> int:

@@ -21,12 +21,16 @@ from replicator.strategy import watermark_type
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A copied column as it was at the last sync: the source's number and name, the target's name, the wanted type."""
+    """A copied column as it was at the last sync: the source's number and name, the target's name, the wanted type.
+
+    storage: the target's column and its table's files, as `describe_storage` writes them; empty where nobody noted it.
+    """
 
     number: int
     source: str
     target: str
     spelling: str
+    storage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,8 @@ class Evolution:
     before: DDL ahead of the load; after: DDL that is cheaper once a new table is filled. left_out: outputs that are not
     copied, because on_schema_change = "ignore". rekeyed: the key changed; key_now: the new key's columns as the target
     names them before the DDL, those left out that are not there yet. replaces: the rows that are here cannot have the
-    new key, and hold nothing that the source lacks. adds: columns are added, which only a full read fills in rows that
-    did not change.
+    new key, and hold nothing that the source lacks. adds, retypes: columns are added, or get another type; only a full
+    read brings their values in rows that did not change.
     """
 
     before: tuple[sql.Composed, ...]
@@ -48,6 +52,7 @@ class Evolution:
     key_now: tuple[str, ...] = ()
     replaces: bool = False
     adds: bool = False
+    retypes: bool = False
 
 
 def plan_creation(
@@ -109,6 +114,28 @@ def plan_evolution(
     return plan.evolve(created_by_us=created_by_us)
 
 
+def describe_storage(target: Relation) -> dict[str, str]:
+    """Return by column of a target what changes when somebody writes other values into it by DDL.
+
+    Three words: its number, the version of its row in the catalog, and the files of the table.
+    """
+    files = [(member.oid, member.filenode) for member in target.members]
+    digest = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:12]
+    return {column.name: f"{column.number} {column.version} {digest}" for column in target.columns}
+
+
+def is_rewritten(before: str, now: str) -> bool:
+    """Say whether a column may hold other values than the last sync left, by its storage then and now.
+
+    VACUUM FULL and TRUNCATE change the files alone, ALTER ... SET DEFAULT the catalog alone; another type changes both,
+    and a column that was dropped and made again has another number.
+    """
+    old, new = before.split(), now.split()
+    if len(old) != len(new):
+        return False
+    return old[0] != new[0] or (old[1] != new[1] and old[2] != new[2])
+
+
 def spelled(spelling: str) -> sql.SQL:
     """Return a type's name as SQL; it was spelled by the target itself or from quoted identifiers."""
     return sql.SQL(spelling)
@@ -136,7 +163,7 @@ class _Plan:
         self.statements: list[sql.Composed] = []
         self.left_out: set[str] = set()
         self.moves: dict[str, str] = {}
-        self.adds = False
+        self.adds = self.retypes = False
 
     def evolve(self, *, created_by_us: bool) -> Evolution:
         self._rename_columns()
@@ -161,6 +188,7 @@ class _Plan:
             rekeyed=rekeyed,
             key_now=self._name_key(),
             adds=self.adds,
+            retypes=self.retypes,
         )
 
     def _alter(self, action: sql.Composable) -> None:
@@ -288,6 +316,7 @@ class _Plan:
             )
         self._alter(change)
         self.current[output.name] = wanted
+        self.retypes = True
 
     def _convert(self, name: str, now: str, wanted: str) -> sql.Composed:
         """Return the statement that gives a column another type: by a cast that is there, else by way of text."""
@@ -492,6 +521,15 @@ _TIMES = re.compile(r"^(timestamp|time|interval)(?:\((\d)\))?( without time zone
 def accepts(column: str, incoming: str) -> bool:
     """Say whether a column of one type takes every value of another unchanged."""
     return column in (incoming, TEXT) or widens(incoming, column)
+
+
+def adds_digits(old: str, new: str) -> bool:
+    """Say whether a number of type `old` is written with more digits as a `new`: a numeric's scale pads it with zeros."""
+    was, becomes = _NUMERIC.match(old), _NUMERIC.match(new)
+    if becomes is None or becomes[2] is None:
+        return False
+    scale = 0 if old in _INTEGER_DIGITS else None if was is None or was[2] is None else int(was[2])
+    return scale is not None and int(becomes[2]) > scale
 
 
 def widens(old: str, new: str) -> bool:

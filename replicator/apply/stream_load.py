@@ -22,13 +22,20 @@ from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
-from replicator.apply.target import describe_target, find_triggers, order_by_foreign_keys, plan_target, record_columns
+from replicator.apply.target import (
+    describe_target,
+    find_triggers,
+    has_rewritten_columns,
+    order_by_foreign_keys,
+    plan_target,
+    record_columns,
+)
 from replicator.batch import Figures
 from replicator.catalog import read_relation
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
-from replicator.errors import DataRefused
+from replicator.errors import DataRefused, PassingError
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
 
@@ -363,6 +370,8 @@ class StreamLoader:
 
     def _fit(self, job: Job, version: int) -> LiveTable:
         evolution, existing, types = plan_target(self.connection, job)
+        if existing is None or evolution.adds or evolution.retypes or has_rewritten_columns(job, existing):
+            raise _changed_target(job)
         if evolution.before or evolution.after or existing is None:
             for ddl in (*evolution.before, *evolution.after):
                 self.connection.execute(ddl)
@@ -371,7 +380,7 @@ class StreamLoader:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
         find_triggers(self.connection, job, existing)
         target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest)
-        self.table_control.save_shape(job.record.table, record_columns(job, types, evolution), job.mapping.relation)
+        self.table_control.save_shape(job.record.table, record_columns(job, existing, types, evolution), job.mapping.relation)
         return LiveTable(job, version, target, self.binary)
 
     def _in_order(self, loads: list[tuple[str, ChangeLoad]]) -> list[tuple[str, ChangeLoad]]:
@@ -402,6 +411,16 @@ class StreamLoader:
                     self.control.mark_stale(table)
                 self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
+
+
+def _changed_target(job: Job) -> PassingError:
+    return PassingError(
+        f"the target of {job.table} was changed while the stream was at it",
+        why="a column was dropped, made anew or given another type there, or the table went away",
+        hint="the table is read again by itself",
+        id="target_changed",
+        table=job.table,
+    )
 
 
 def translating(table: str | None = None) -> AbstractContextManager[None]:

@@ -98,9 +98,9 @@ class TableLoad(ABC):
             self.target, self.shape = describe_target(
                 self.session.connection, self.job, existing, types, evolution, self.session.digest
             )
-            self.reading = fit_reading(self.reading, self.job, evolution)
+            self.reading = fit_reading(self.reading, self.job, evolution, existing)
             self.audited = self.audited or self.reading.load_type == FULL
-            self.recorded = record_columns(self.job, types, evolution)
+            self.recorded = record_columns(self.job, existing, types, evolution)
             if self.job.settings.sync_sequences:
                 spellings = {column.name: column.spelling for column in self.target.columns}
                 self.sequences = find_sequences(self.session.connection, self.job.table, existing, spellings)

@@ -9,7 +9,15 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from replicator.apply.evolve import Evolution, Recorded, create_schema, plan_creation, plan_evolution
+from replicator.apply.evolve import (
+    Evolution,
+    Recorded,
+    create_schema,
+    describe_storage,
+    is_rewritten,
+    plan_creation,
+    plan_evolution,
+)
 from replicator.apply.job import Job
 from replicator.apply.merge import Target, TargetColumn
 from replicator.apply.rekey import fit_rows
@@ -256,17 +264,36 @@ def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, st
     return tuple(("pg_catalog", "=") for _ in key)
 
 
-def record_columns(job: Job, types: dict[str, Resolved], evolution: Evolution) -> tuple[Recorded, ...]:
-    """Return the columns as they are copied now, for the next time to compare with."""
+def record_columns(
+    job: Job, existing: Relation, types: dict[str, Resolved], evolution: Evolution
+) -> tuple[Recorded, ...]:
+    """Return the columns as they are copied now, for the next time to compare with. existing: after the DDL."""
+    storage = describe_storage(existing)
     return tuple(
-        Recorded(o.source.number, o.source.name, o.name, types[o.name].spelling)
+        Recorded(o.source.number, o.source.name, o.name, types[o.name].spelling, storage[o.name])
         for o in job.mapping.outputs
         if o.name not in evolution.left_out
     )
 
 
-def fit_reading(reading: Reading, job: Job, evolution: Evolution) -> Reading:
-    """Return the reading, a full one where the position belongs to rows that are not in this target."""
+def has_rewritten_columns(job: Job, existing: Relation) -> bool:
+    """Say whether somebody changed values of the target by DDL since the last sync: no row of the source tells of it."""
+    before = {column.target: column for column in job.record.columns}
+    numbers = {column.number: column for column in job.record.columns}
+    is_same_source = job.record.source_oid == job.mapping.relation.oid
+    storage = describe_storage(existing)
+    for output in job.mapping.outputs:
+        known = numbers.get(output.source.number) if is_same_source else before.get(output.name)
+        if known is not None and output.name in storage and is_rewritten(known.storage, storage[output.name]):
+            return True
+    return False
+
+
+def fit_reading(reading: Reading, job: Job, evolution: Evolution, existing: Relation | None) -> Reading:
+    """Return the reading, a full one where the position belongs to rows that are not in this target.
+
+    existing: the target, None before it is made.
+    """
     reason = ""
     if evolution.creates:
         reason = "the target table is not there"
@@ -276,8 +303,12 @@ def fit_reading(reading: Reading, job: Job, evolution: Evolution) -> Reading:
         reason = "the key changed"
     elif evolution.adds:
         reason = "the target lacks a column"
+    elif evolution.retypes:
+        reason = "a column of the target gets another type"
     elif job.record.target not in (None, format_table_name(*job.target)):
         reason = "the target was another table"
+    elif existing is not None and has_rewritten_columns(job, existing):
+        reason = "a column of the target was changed or made anew there"
     if not reason or reading.load_type == FULL:
         return reading
     return replace(reading, load_type=FULL, since_xid=None, since_mark=None, audit=False, reason=reason)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, find_sequences
-from replicator.apply.target import describe_target, plan_target
+from replicator.apply.target import describe_target, has_rewritten_columns, plan_target
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
 from replicator.capture.pgoutput import Relation as RelationMessage
@@ -104,6 +104,8 @@ def make_streamed(
     """
     evolution, existing, types = plan_target(target, job)
     if existing is None or evolution.before or evolution.after or evolution.rekeyed:
+        return None
+    if has_rewritten_columns(job, existing):
         return None
     shaped, shape = describe_target(target, job, existing, types, evolution, digest)
     mapping = job.mapping

@@ -59,7 +59,8 @@ class Estimate:
 class TablePlan:
     """What would happen to one table, as far as it could be found out; error: what would stop it.
 
-    left_sequences: those that `sync_sequences` cannot move. trust: None without a watermark.
+    spellings: of the target's column types as they stand. left_sequences: those that `sync_sequences` cannot move.
+    trust: None without a watermark.
     """
 
     table: str
@@ -69,6 +70,7 @@ class TablePlan:
     reading: Reading | None = None
     existing: Relation | None = None
     types: dict[str, Resolved] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)
     ddl: tuple[str, ...] = ()
     left_sequences: tuple[Fed, ...] = ()
     trust: Trust | None = None
@@ -201,19 +203,19 @@ class _Planner:
         evolution, plan.existing, plan.types = plan_target(self.target, job, enums)
         if plan.existing is not None:
             find_triggers(self.target, job, plan.existing)
+            plan.spellings = spell_columns(self.target, plan.existing)
         assert plan.reading is not None
-        plan.reading = fit_reading(plan.reading, job, evolution)
+        plan.reading = fit_reading(plan.reading, job, evolution, plan.existing)
         plan.ddl = self._write_ddl(enums, evolution)
         gap = self.rights.find_table_gap(job.table, job.target, evolution, plan.existing, enums)
         if gap is not None:
             raise gap
         if plan.existing is not None and job.settings.sync_sequences:
-            plan.left_sequences = tuple(list_left(self._find_sequences(job, plan.existing)))
+            plan.left_sequences = tuple(list_left(self._find_sequences(plan, job, plan.existing)))
 
-    def _find_sequences(self, job: Job, existing: Relation) -> list[Fed]:
+    def _find_sequences(self, plan: TablePlan, job: Job, existing: Relation) -> list[Fed]:
         names = {output.name for output in job.mapping.outputs}
-        spellings = spell_columns(self.target, existing)
-        copied = {name: spelling for name, spelling in spellings.items() if name in names}
+        copied = {name: spelling for name, spelling in plan.spellings.items() if name in names}
         return find_sequences(self.target, job.table, existing, copied)
 
     def _write_ddl(self, enums: Sequence[EnumChange], evolution: Evolution) -> tuple[str, ...]:
