@@ -192,6 +192,7 @@ def _index(row: Row) -> Index:
         covers_all=row["covers_all"],
         method=row["method"],
         is_period=row["is_period"],
+        is_constraint=row["is_constraint"],
     )
 
 

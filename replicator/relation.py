@@ -77,7 +77,7 @@ class Index:
 
     columns: names in index order. unique: a unique B-tree. is_period: a key WITHOUT OVERLAPS, which is no B-tree: no two
     rows share a key and a moment. equality: (schema, operator) of each column, empty names unless it is a B-tree.
-    covers_all: not partial.
+    covers_all: not partial. is_constraint: it belongs to a constraint, and goes with that alone.
     """
 
     columns: tuple[str, ...]
@@ -91,6 +91,7 @@ class Index:
     covers_all: bool
     method: str = "btree"
     is_period: bool = False
+    is_constraint: bool = False
 
 
 @dataclass(frozen=True)

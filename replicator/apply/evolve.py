@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -17,6 +17,10 @@ from replicator.errors import ConfigError, SchemaDrift
 from replicator.relation import PARTITIONED, TABLE, Index, Relation
 from replicator.rules import Mapping, Output
 from replicator.strategy import watermark_type
+
+
+OUR_INDEX = re.compile(r"^replicator_[0-9a-f]{16}$")
+"""The names of indexes that a load made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,8 @@ class Evolution:
     copied, because on_schema_change = "ignore". rekeyed: the key changed; key_now: the new key's columns as the target
     names them before the DDL, those left out that are not there yet. replaces: the rows that are here cannot have the
     new key, and hold nothing that the source lacks. adds, retypes: columns are added, or get another type; only a full
-    read brings their values in rows that did not change.
+    read brings their values in rows that did not change. reindexes: DDL that makes an index of ours anew, and touches
+    neither rows nor columns.
     """
 
     before: tuple[sql.Composed, ...]
@@ -53,6 +58,7 @@ class Evolution:
     replaces: bool = False
     adds: bool = False
     retypes: bool = False
+    reindexes: tuple[sql.Composed, ...] = ()
 
 
 def plan_creation(
@@ -189,6 +195,7 @@ class _Plan:
             key_now=self._name_key(),
             adds=self.adds,
             retypes=self.retypes,
+            reindexes=tuple(self._replace_unique_indexes()),
         )
 
     def _alter(self, action: sql.Composable) -> None:
@@ -343,6 +350,13 @@ class _Plan:
             if not_null[name]:
                 self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
 
+    def _replace_unique_indexes(self) -> Iterator[sql.Composed]:
+        """Yield what replaces the unique indexes that `indexes = "all"` made while deleted rows still went away."""
+        for index in find_strict_indexes(self.target, self.mapping, self.table, self.moves):
+            if OUR_INDEX.match(index.name):
+                yield drop_index(self.target, index)
+                yield replace_index(self.target, index, self.table, self.moves)
+
     def _fit_key(self, created_by_us: bool) -> tuple[bool, list[sql.Composed]]:
         mapping, target = self.mapping, self.target
         if not mapping.key:
@@ -463,18 +477,65 @@ def _plan_indexes(mapping: Mapping, table: TableSettings, target: tuple[str, str
         column = (names[mapping.watermark.name],)
         made.append(_create_index(name, target, column, unique=False))
         indexed.add(column)
+    done: set[tuple[tuple[str, ...], bool]] = set()
     if table.indexes == "all":
         for index in mapping.relation.indexes:
             columns = tuple(names.get(column, "") for column in index.columns)
             if not index.covers_all or columns == mapping.key or not plain.issuperset(index.columns):
                 continue
+            is_unique = _stays_unique(index, mapping, table)
             if not _is_default_btree(index.definition) or (
-                len(columns) == 1 and columns in indexed and not index.unique
+                len(columns) == 1 and columns in indexed and not is_unique
             ):
                 continue
-            unique = index.unique and not index.deferrable and not mapping.where and not mapping.relation.has_children
-            made.append(_create_index(name, target, columns, unique=unique))
+            if (columns, is_unique) not in done:
+                done.add((columns, is_unique))
+                made.append(_create_index(name, target, columns, unique=is_unique, soft=table.deletes == "soft"))
     return made
+
+
+def _stays_unique(index: Index, mapping: Mapping, table: TableSettings) -> bool:
+    """Say whether an index that is unique in the source can be so here, among the rows that are not deleted."""
+    is_whole = not mapping.where and not mapping.relation.has_children and table.deletes != "ignore"
+    return index.unique and not index.deferrable and is_whole
+
+
+def find_strict_indexes(
+    target: Relation, mapping: Mapping, table: TableSettings, moves: dict[str, str] | None = None
+) -> list[Index]:
+    """Return the target's unique indexes that deleted rows, which stay here, keep from taking a new row.
+
+    moves: renames that are still to be done. What holds the whole key is as unique as the key is.
+    """
+    if table.deletes == "hard":
+        return []
+    written, key = {output.name for output in mapping.outputs}, set(mapping.key)
+    found = []
+    for index in target.indexes:
+        columns = {(moves or {}).get(name, name) for name in index.columns}
+        holds_key = bool(key) and key <= columns
+        if index.unique and index.covers_all and not holds_key and columns <= written:
+            found.append(index)
+    return found
+
+
+def drop_index(target: Relation, index: Index) -> sql.Composed:
+    """Return the statement that drops an index, or the constraint it belongs to."""
+    if index.is_constraint:
+        return sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
+            sql.Identifier(target.schema, target.name), sql.Identifier(index.name)
+        )
+    return sql.SQL("DROP INDEX {}").format(sql.Identifier(target.schema, index.name))
+
+
+def replace_index(
+    target: Relation, index: Index, table: TableSettings, moves: dict[str, str] | None = None
+) -> sql.Composed:
+    """Return the statement that makes the index which takes the place of a unique one, as `deletes` lets it be."""
+    columns = tuple((moves or {}).get(name, name) for name in index.columns)
+    is_soft = table.deletes == "soft"
+    place = (target.schema, target.name)
+    return _create_index(sql.Identifier(*place), place, columns, unique=is_soft, soft=is_soft)
 
 
 def _is_default_btree(definition: str) -> bool:
@@ -482,14 +543,19 @@ def _is_default_btree(definition: str) -> bool:
 
 
 def _create_index(
-    name: sql.Identifier, target: tuple[str, str], columns: tuple[str, ...], *, unique: bool
+    name: sql.Identifier, target: tuple[str, str], columns: tuple[str, ...], *, unique: bool, soft: bool = False
 ) -> sql.Composed:
+    """Return the statement that makes an index. soft: a unique one is so among the rows that are not deleted."""
     # 63 bytes are all an identifier keeps, so a readable name could collide with another one.
-    digest = hashlib.sha256("\0".join((*target, *columns, str(unique))).encode("utf-8", "surrogatepass")).hexdigest()[
-        :16
-    ]
-    return sql.SQL("CREATE {}INDEX {} ON {} ({})").format(
-        sql.SQL("UNIQUE " if unique else ""), sql.Identifier(f"replicator_{digest}"), name, _identifiers(columns)
+    kind = "live" if unique and soft else str(unique)
+    digest = hashlib.sha256("\0".join((*target, *columns, kind)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    live = sql.SQL(" WHERE {} IS NULL").format(sql.Identifier(DELETED_AT)) if unique and soft else sql.SQL("")
+    return sql.SQL("CREATE {}INDEX {} ON {} ({}){}").format(
+        sql.SQL("UNIQUE " if unique else ""),
+        sql.Identifier(f"replicator_{digest}"),
+        name,
+        _identifiers(columns),
+        live,
     )
 
 

@@ -165,7 +165,7 @@ class KeyedLoad(TableLoad):
 
     def _make_way(self) -> None:
         """Delete vanished rows ahead of the upsert: one of them may hold a unique value that a staged row took over."""
-        if self.job.settings.deletes != "hard" or self.has_made_way:
+        if self.job.settings.deletes == "ignore" or self.has_made_way:
             return
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
         if self.reading.load_type == FULL:

@@ -18,7 +18,7 @@ import psycopg
 
 from replicator.apply.change_load import ChangeLoad, LiveTable, key_cells, make_load
 from replicator.apply.control import Control
-from replicator.apply.job import Job
+from replicator.apply.job import Job, explain_kept_rows
 from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
@@ -269,7 +269,7 @@ class StreamLoader:
             error = again
         if not load.quarantines:
             self.refused_key = key_cells(key)
-            raise error
+            raise explain_kept_rows(error, load.live.job, error.__cause__)
         with translating(table):
             self.control.quarantine(table, key_cells(key), self._position, error)
         load.figures.rows_quarantined += 1
@@ -372,9 +372,10 @@ class StreamLoader:
         evolution, existing, types = plan_target(self.connection, job)
         if existing is None or evolution.adds or evolution.retypes or has_rewritten_columns(job, existing):
             raise _changed_target(job)
-        if evolution.before or evolution.after or existing is None:
-            for ddl in (*evolution.before, *evolution.after):
-                self.connection.execute(ddl)
+        ddl = (*evolution.before, *evolution.reindexes, *evolution.after)
+        if ddl:
+            for statement in ddl:
+                self.connection.execute(statement)
             existing = read_relation(self.connection, *job.target)
         if existing is None:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)

@@ -88,8 +88,9 @@ class TableLoad(ABC):
             check_apart(self.session.connection, self.job, self.incoming.facts.system_identifier)
             evolution, existing, types = plan_target(self.session.connection, self.job)
             self.evolution = evolution
-            run_ddl(self.session.connection, self.job, existing, evolution.before)
-            if evolution.before or existing is None:
+            ddl = (*evolution.before, *evolution.reindexes)
+            run_ddl(self.session.connection, self.job, existing, ddl)
+            if ddl or existing is None:
                 existing = read_relation(self.session.connection, *self.job.target)
             if existing is None:
                 raise DataRefused(f"the target of {self.job.table} went away", table=self.job.table)

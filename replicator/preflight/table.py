@@ -6,7 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from psycopg import sql
 
-from replicator.apply.evolve import accepts, adds_digits, spelled
+from replicator.apply.evolve import (
+    accepts,
+    adds_digits,
+    drop_index,
+    find_strict_indexes,
+    replace_index,
+    spelled,
+)
 from replicator.apply.job import Job
 from replicator.apply.types import Resolved
 from replicator.catalog import read_foreign_keys
@@ -68,6 +75,7 @@ def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:
     yield from _check_watermark(job, on_standby=on_standby)
     yield from _check_types(plan, job)
     yield from _check_wider(plan, job)
+    yield from _check_unique_indexes(plan, job)
     yield from _check_left_out(plan, job)
     yield from _check_sequences(plan)
     if plan.existing is not None and plan.existing.row_security:
@@ -260,6 +268,24 @@ def _check_wider(plan: TablePlan, job: Job) -> Iterator[Finding]:
         sql.SQL("alter table {} {} -- in the target").format(_name(plan.existing), changes).as_string(),
         plan.table,
     )
+
+
+def _check_unique_indexes(plan: TablePlan, job: Job) -> Iterator[Finding]:
+    """Find unique indexes that refuse a row for the sake of one which the source deleted; `sync` replaces its own."""
+    if plan.existing is None:
+        return
+    for index in find_strict_indexes(plan.existing, job.mapping, job.settings):
+        statements = drop_index(plan.existing, index), replace_index(plan.existing, index, job.settings)
+        texts = [one.as_string() for one in statements]
+        is_ours = set(texts) <= set(plan.ddl)
+        yield Finding(
+            "unique_index_kept_rows",
+            "ok" if is_ours else "warn",
+            f'deletes = "{job.settings.deletes}" keeps deleted rows, and index {index.name} is unique: '
+            + ("the next sync replaces it" if is_ours else "it refuses a row with the value of a deleted one"),
+            None if is_ours else "; ".join(texts) + " -- in the target",
+            plan.table,
+        )
 
 
 def _check_left_out(plan: TablePlan, job: Job) -> Iterator[Finding]:

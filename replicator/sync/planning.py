@@ -220,7 +220,7 @@ class _Planner:
 
     def _write_ddl(self, enums: Sequence[EnumChange], evolution: Evolution) -> tuple[str, ...]:
         """Return the DDL as text; what an earlier table has said already (a schema, an enum) is not said again."""
-        statements = [*write_enum_ddl(self.target, enums), *evolution.before, *evolution.after]
+        statements = [*write_enum_ddl(self.target, enums), *evolution.before, *evolution.reindexes, *evolution.after]
         texts = [text for ddl in statements if (text := ddl.as_string(self.target)) not in self.told]
         self.told.update(texts)
         return tuple(texts)

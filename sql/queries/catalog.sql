@@ -59,12 +59,15 @@ where a.attrelid = any (:'oids'::oid[]) and a.attgenerated <> '' and not a.attis
 
 -- name: describe_indexes
 -- oids: relations. Valid indexes over plain columns. is_unique: of a B-tree, the one kind that finds equal rows.
--- is_period: a key WITHOUT OVERLAPS. covers_all: not partial. equality: the operator family's own "="; of a B-tree alone
+-- is_period: a key WITHOUT OVERLAPS. is_constraint: it goes with its constraint alone. covers_all: not partial. equality: the operator family's own "="; of a B-tree alone
 -- the strategy 3 means that.
 select i.indrelid::bigint as relation, ic.relname as name,
        array_agg(a.attname order by k.position)::text[] as columns,
        i.indisunique and am.amname = 'btree' as is_unique, i.indisunique and i.indisexclusion as is_period,
-       am.amname as method, i.indisprimary as is_primary, i.indisreplident as is_replica_identity,
+       am.amname as method,
+       exists (select from pg_catalog.pg_constraint con
+               where con.conindid = i.indexrelid and con.contype in ('p', 'u', 'x')) as is_constraint,
+       i.indisprimary as is_primary, i.indisreplident as is_replica_identity,
        not i.indimmediate as is_deferrable, i.indpred is null as covers_all,
        array_agg(coalesce(opn.nspname, '') order by k.position)::text[] as operator_schemas,
        array_agg(coalesce(op.oprname, '') order by k.position)::text[] as operator_names,
