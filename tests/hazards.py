@@ -87,6 +87,7 @@ HAZARDS = {
     "T9": "a row of the target alone holds a unique value",
     "T10": "the target deadlocks, times out, is read-only or full",
     "T11": "a key of the target is WITHOUT OVERLAPS, or an exclusion constraint or hash index stands where a key should",
+    "T12": "two pipelines write one table of the target",
     "T13": "deleted rows stay, and the source's unique indexes are made here",
     "T15": "a column of the target was narrowed or retyped there, and made right again",
     "F1": "the process is killed at any moment",

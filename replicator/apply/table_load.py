@@ -14,6 +14,7 @@ from replicator.apply import merge
 from replicator.apply.control import label_enums
 from replicator.apply.dependent import run_ddl
 from replicator.apply.job import Incoming, Job, Session
+from replicator.apply.ownership import claim_target
 from replicator.apply.rekey import clear_rows, unfit_rows
 from replicator.apply.sequence import Fed, find_sequences
 from replicator.apply.target import (
@@ -86,6 +87,7 @@ class TableLoad(ABC):
             )
         with self.figures.phase("prepare"):
             check_apart(self.session.connection, self.job, self.incoming.facts.system_identifier)
+            claim_target(control, self.job)
             evolution, existing, types = plan_target(self.session.connection, self.job)
             self.evolution = evolution
             ddl = (*evolution.before, *evolution.reindexes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from replicator.apply.job import Job
+from replicator.apply.ownership import find_shared_targets
 from replicator.apply.stream_control import ListenerState, StreamTable
 from replicator.capture.publication import (
     check_identity,
@@ -334,6 +335,8 @@ class StreamStart:
         with translated("source"):
             published = read_published(self.watcher, self.settings.publication_name)
         with translated("target"):
+            for error in find_shared_targets(self.control, jobs.values()).values():
+                raise error
             self.digest = choose_digest(self.watcher, self.streams.connection)
         missing = []
         for table in chosen:

@@ -13,6 +13,7 @@ from psycopg import sql
 from replicator.apply.control import Control, TableRecord, list_landed
 from replicator.apply.evolve import Evolution
 from replicator.apply.job import Job
+from replicator.apply.ownership import share_target
 from replicator.apply.sequence import Fed, find_sequences, list_left
 from replicator.apply.target import (
     check_apart,
@@ -139,7 +140,7 @@ class _Planner:
         # No table was locked, so nothing is read in this snapshot: only its numbers are wanted.
         snapshot.close()
         self.facts = snapshot.facts
-        control = Control(target, settings.target.control_schema, settings.pipeline)
+        self.control = control = Control(target, settings.target.control_schema, settings.pipeline)
         with translated("target"):
             forbid_writing(target)
             # As in a session that loads: which triggers and rules fire depends on it.
@@ -159,6 +160,8 @@ class _Planner:
             self.found = find_relations(self.source, [(chosen.schema, chosen.name) for chosen in tables])
             self.relations = read_relations(self.source, self.found.values())
             self.gaps = find_read_gaps(self.source, self.found.values())
+        with translated("target"):
+            self.owners = self.control.find_owners(chosen.target for chosen in tables)
         return tables
 
     def plan_table(self, chosen: Chosen) -> TablePlan:
@@ -199,6 +202,8 @@ class _Planner:
 
     def _fit_target(self, plan: TablePlan, job: Job) -> None:
         check_apart(self.target, job, self.facts.system_identifier)
+        if job.target in self.owners:
+            raise share_target(self.control, job, self.owners[job.target])
         enums = plan_job_enums(self.target, job)
         evolution, plan.existing, plan.types = plan_target(self.target, job, enums)
         if plan.existing is not None:
