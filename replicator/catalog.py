@@ -105,6 +105,7 @@ def read_relations(connection: Connection, oids: Iterable[int]) -> dict[int, Rel
             row_security=row["row_security"],
             definition=row["definition"],
             persistence=row["persistence"],
+            partition_columns=tuple(row["partition_columns"]),
         )
         for row in _read(connection, "describe_relations", oids=wanted)
     }

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.errors import Diagnostic
 from psycopg.rows import dict_row
 
 from replicator.errors import (
@@ -224,6 +226,8 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
         )
     if side == "source" and state == "55000" and table:
         return not_populated(table, why)
+    if side == "target" and state == "23514" and facts.table_name and not facts.constraint_name:
+        return _no_partition(facts, table, why)
     if state is not None and state[:2] in _REFUSED_CLASSES:
         return _refused(state, side, table, why)
     if side == "target" and state == "2BP01":
@@ -252,6 +256,22 @@ def not_populated(table: str, why: str) -> PreflightError:
         why=why,
         hint=f"refresh materialized view {table} -- on the source",
         id="not_populated",
+        table=table,
+    )
+
+
+def _no_partition(facts: Diagnostic, table: str | None, why: str) -> DataRefused:
+    name = facts.table_name or ""
+    root = sql.Identifier(facts.schema_name or "public", name)
+    default = sql.Identifier(facts.schema_name or "public", f"{name}_default")
+    return DataRefused(
+        f"no partition of the target takes a row of {table or name}",
+        why=why,
+        hint=sql.SQL("create table ... partition of {0} for values ...; or create table {1} partition of {0} default")
+        .format(root, default)
+        .as_string(),
+        id="partition_missing",
+        sqlstate="23514",
         table=table,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -98,7 +99,8 @@ class Index:
 class Relation:
     """A table, partitioned table, view, materialized view or foreign table as it stood at one moment.
 
-    database: the OID of its database, which a copy under the same name does not have.
+    database: the OID of its database, which a copy under the same name does not have. partition_columns: from which a
+    row's partition follows, at every level; an empty name stands for an expression.
     """
 
     database: int
@@ -115,6 +117,7 @@ class Relation:
     row_security: bool
     definition: str | None
     persistence: str
+    partition_columns: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Column]:
@@ -158,6 +161,20 @@ class Relation:
         """Return an index that starts with the column and finds ranges of it, if there is one."""
         starting = [index for index in self.indexes if index.columns[:1] == (column,)]
         return next((index for index in starting if index.method in _RANGE_METHODS), None)
+
+    def find_key_index(self, key: Collection[str]) -> Index | None:
+        """Return the unique index on exactly these columns, which makes them a key here."""
+        return next((i for i in self.indexes if i.unique and i.covers_all and set(i.columns) == set(key)), None)
+
+    def find_leading_index(self, key: Collection[str]) -> Index | None:
+        """Return a B-tree that begins with these columns, in any order, and so finds the rows that have them."""
+        size = len(key)
+        leading = (i for i in self.indexes if set(i.columns[:size]) == set(key) and i.method == "btree" and i.covers_all)
+        return next(leading, None)
+
+    def may_be_unique(self, columns: Collection[str]) -> bool:
+        """Say whether PostgreSQL could make a unique index on columns: it needs all that partitions follow from."""
+        return set(self.partition_columns) <= set(columns)
 
     def fingerprint(self, rules: str) -> str:
         """Return a hash of all that can change a row's output without a new row version.

@@ -374,11 +374,30 @@ class _Plan:
         if fitting:
             return False, []
         self._check_no_period()
+        partition_columns = set(map(self._moved, target.partition_columns))
+        if not partition_columns <= set(mapping.key):
+            self._check_leading_index()
+            return False, []
         make = _add_primary_key(self.name, mapping)
         if not created_by_us or self.table.on_schema_change != "evolve":
             raise self._key_missing(created_by_us)
         self._drop_primary_key()
         return True, [make]
+
+    def _check_leading_index(self) -> None:
+        """Raise SchemaDrift where nothing finds a key's row in a table whose partitions keep the key from being unique."""
+        key, names = self.mapping.key, {new: old for old, new in self.moves.items()}
+        there = {self._moved(column.name) for column in self.target.columns}
+        if not there.issuperset(key):
+            raise self._key_missing(created_by_us=False)
+        if self.target.find_leading_index([names.get(name, name) for name in key]) is None:
+            raise self._drift(
+                f"no index on the key ({', '.join(key)})",
+                "rows are matched by it, and it cannot be unique: the table is partitioned by "
+                + ", ".join(name or "an expression" for name in self.target.partition_columns),
+                sql.SQL("create index on {} ({})").format(self.name, _identifiers(key)),
+                "key_index_missing",
+            )
 
     def _check_no_period(self) -> None:
         """Raise SchemaDrift for a key WITHOUT OVERLAPS: it finds rows of the same time, not the row of the same key."""

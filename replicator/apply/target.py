@@ -228,6 +228,7 @@ def describe_target(
         extra,
         job.settings.deletes == "soft",
         existing.kind == PARTITIONED,
+        not mapping.key or existing.find_key_index(mapping.key) is not None,
     )
     casts = {
         o.name: current[o.name]
@@ -256,12 +257,12 @@ def find_triggers(connection: Connection, job: Job, existing: Relation) -> list[
 
 
 def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Return the operator (schema, name) by which each key column is compared: its unique index's own, else "="."""
-    for index in existing.indexes:
-        if index.unique and index.covers_all and set(index.columns) == set(key):
-            operators = dict(zip(index.columns, index.equality, strict=True))
-            return tuple(operators[name] for name in key)
-    return tuple(("pg_catalog", "=") for _ in key)
+    """Return the operator (schema, name) by which each key column is compared: its own index's, else "="."""
+    index = existing.find_key_index(key) or existing.find_leading_index(key)
+    if index is None:
+        return tuple(("pg_catalog", "=") for _ in key)
+    operators = dict(zip(index.columns, index.equality, strict=True))
+    return tuple(operators[name] for name in key)
 
 
 def record_columns(

@@ -35,6 +35,7 @@ from replicator.position import Origin
 from replicator.reading import SnapshotFacts
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.stream.definition import define, is_redefined
+from replicator.stream.match_key import match_by_identity
 from replicator.stream.session import ListenSession
 from replicator.stream.slot_copy import SlotRound, copy_in_slot
 from replicator.stream.table import StreamedTable, make_streamed
@@ -98,6 +99,7 @@ class StreamStart:
         require_tables(inventory)
         for error in inventory.missing.values():
             raise error
+        inventory = replace(inventory, tables=match_by_identity(self.session, inventory.tables))
         kinds = [table for table in inventory.tables if table.kind in (TABLE, PARTITIONED)]
         jobs = self.session.prepare_jobs(kinds)
         chosen = [table for table in kinds if jobs[table.table].mapping.relation.persistence == LOGGED]

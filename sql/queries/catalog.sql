@@ -26,12 +26,21 @@ where not exists (select from pg_catalog.pg_namespace n where n.nspname = w);
 
 -- name: describe_relations
 -- oids: relations. row_security: a policy would hide rows from this role. definition: of views, normalised by the server.
+-- partition_columns: what a row's partition follows from, at every level; '' for an expression.
 select (select d.oid::bigint from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) as database,
        c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind,
        c.relpersistence::text as persistence,
        greatest(c.reltuples, 0)::bigint as estimated_rows,
        case when c.relkind in ('r', 'p') then pg_catalog.row_security_active(c.oid) else false end as row_security,
-       case when c.relkind in ('v', 'm') then pg_catalog.md5(pg_catalog.pg_get_viewdef(c.oid)) end as definition
+       case when c.relkind in ('v', 'm') then pg_catalog.md5(pg_catalog.pg_get_viewdef(c.oid)) end as definition,
+       case when c.relkind = 'p'
+            then array(select distinct coalesce(a.attname::text, '')
+                       from pg_catalog.pg_partition_tree(c.oid) t
+                       join pg_catalog.pg_partitioned_table p on p.partrelid = t.relid
+                       cross join lateral unnest(p.partattrs::int2[]) as k (attnum)
+                       left join pg_catalog.pg_attribute a on a.attrelid = p.partrelid and a.attnum = k.attnum
+                       order by 1)
+            else '{}' end as partition_columns
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.oid = any (:'oids'::oid[]);
