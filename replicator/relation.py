@@ -76,8 +76,8 @@ class Member:
 class Index:
     """A valid index over plain columns.
 
-    columns: names in index order. unique: a unique B-tree. is_period: a key WITHOUT OVERLAPS, which is no B-tree: no two
-    rows share a key and a moment. equality: (schema, operator) of each column, empty names unless it is a B-tree.
+    columns: names in index order. unique: a unique B-tree. is_period: a key WITHOUT OVERLAPS, which is no B-tree: no
+    two rows share a key and a moment. equality: (schema, operator) of each column, empty names unless it is a B-tree.
     covers_all: not partial. is_constraint: it belongs to a constraint, and goes with that alone.
     """
 
@@ -169,7 +169,9 @@ class Relation:
     def find_leading_index(self, key: Collection[str]) -> Index | None:
         """Return a B-tree that begins with these columns, in any order, and so finds the rows that have them."""
         size = len(key)
-        leading = (i for i in self.indexes if set(i.columns[:size]) == set(key) and i.method == "btree" and i.covers_all)
+        leading = (
+            i for i in self.indexes if set(i.columns[:size]) == set(key) and i.method == "btree" and i.covers_all
+        )
         return next(leading, None)
 
     def may_be_unique(self, columns: Collection[str]) -> bool:

@@ -18,7 +18,7 @@ from replicator.apply.encode import decode_rows, encode_rows
 from replicator.apply.job import Job
 from replicator.apply.merge import Target
 from replicator.apply.staging import Staging
-from replicator.apply.upsert import upsert_rows
+from replicator.apply.upsert import check_written, upsert_rows
 from replicator.batch import Figures
 from replicator.cell import UNCHANGED, Cell, Cells
 from replicator.changes import KeyText, RowFinder, Segment
@@ -223,6 +223,7 @@ class KeyedChanges(ChangeLoad):
             self._upsert(name)
         for name, columns in self.partial:
             self.figures.rows_updated += self._run(stream_merge.update_partial(self.target, name, columns))
+            self._check_written(name)
         for name, is_whole in self.moved:
             self._insert_resolved(name, is_whole=is_whole)
 
@@ -236,6 +237,10 @@ class KeyedChanges(ChangeLoad):
             if not self.target.has_unique_key:
                 self.figures.rows_updated += self._run(stream_merge.update_resolved(self.target, name, found=found))
             self.figures.rows_inserted += self._run(stream_merge.insert_resolved(self.target, name, found=found))
+        self._check_written(name)
+
+    def _check_written(self, staging: str) -> None:
+        check_written(self.connection, self.live.job, self.target, staging)
 
     def exchange(self) -> None:
         """Take every row that is to be written out, then put its new version in, with what only the target has."""

@@ -137,7 +137,7 @@ class Control:
         return bool(_one(self._execute("try_lock_transaction", key=self.lock_key(f"table {table}")))["locked"])
 
     def lock_target(self, target: tuple[str, str]) -> bool:
-        """Take the lock of a table of the target, whoever's it is, until the transaction ends; False when it is taken."""
+        """Take a lock on a table of the target until the transaction ends; False when any pipeline has it."""
         key = f"replicator/target/{format_table_name(*target)}"
         return bool(_one(self._execute("try_lock_transaction", key=key))["locked"])
 

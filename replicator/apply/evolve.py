@@ -18,7 +18,6 @@ from replicator.relation import PARTITIONED, TABLE, Index, Relation
 from replicator.rules import Mapping, Output
 from replicator.strategy import watermark_type
 
-
 OUR_INDEX = re.compile(r"^replicator_[0-9a-f]{16}$")
 """The names of indexes that a load made."""
 
@@ -385,7 +384,7 @@ class _Plan:
         return True, [make]
 
     def _check_leading_index(self) -> None:
-        """Raise SchemaDrift where nothing finds a key's row in a table whose partitions keep the key from being unique."""
+        """Raise SchemaDrift where no index finds a key's row, and the partitions keep the key from being unique."""
         key, names = self.mapping.key, {new: old for old, new in self.moves.items()}
         there = {self._moved(column.name) for column in self.target.columns}
         if not there.issuperset(key):
@@ -503,9 +502,7 @@ def _plan_indexes(mapping: Mapping, table: TableSettings, target: tuple[str, str
             if not index.covers_all or columns == mapping.key or not plain.issuperset(index.columns):
                 continue
             is_unique = _stays_unique(index, mapping, table)
-            if not _is_default_btree(index.definition) or (
-                len(columns) == 1 and columns in indexed and not is_unique
-            ):
+            if not _is_default_btree(index.definition) or (len(columns) == 1 and columns in indexed and not is_unique):
                 continue
             if (columns, is_unique) not in done:
                 done.add((columns, is_unique))
@@ -609,7 +606,7 @@ def accepts(column: str, incoming: str) -> bool:
 
 
 def adds_digits(old: str, new: str) -> bool:
-    """Say whether a number of type `old` is written with more digits as a `new`: a numeric's scale pads it with zeros."""
+    """Say whether a number of type `old` is written with more digits as a `new`: its scale pads it with zeros."""
     was, becomes = _NUMERIC.match(old), _NUMERIC.match(new)
     if becomes is None or becomes[2] is None:
         return False

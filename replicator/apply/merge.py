@@ -33,8 +33,8 @@ class Target:
 
     columns: those that are written, in the order in which the source sends them. key: names; equality: the key
     index's own operator (schema, name) of each. extra: columns that only the target has. soft: deletes set _deleted_at.
-    partitioned: rows are routed to partitions, which hides their system columns from RETURNING. has_unique_key: a unique
-    index makes the key one; else the target is partitioned by something else, and an ordinary index finds rows.
+    partitioned: rows are routed to partitions, which hides their system columns from RETURNING. has_unique_key: false
+    where the target is partitioned by something else than the key, so that only an ordinary index finds its rows.
     """
 
     schema: str
@@ -281,9 +281,9 @@ def count_ambiguous(target: Target, staging: Place) -> sql.Composed:
 
 def count_repeated(table: Place, key: Sequence[str]) -> sql.Composed:
     """Return how many keys several rows of a table have. table: a staging table, or the target's qualified name."""
-    return sql.SQL(
-        "SELECT count(*) AS rows FROM (SELECT FROM {} AS x GROUP BY {} HAVING count(*) > 1) AS y"
-    ).format(staging_name(table), _qualified("x", key))
+    return sql.SQL("SELECT count(*) AS rows FROM (SELECT FROM {} AS x GROUP BY {} HAVING count(*) > 1) AS y").format(
+        staging_name(table), _qualified("x", key)
+    )
 
 
 def keep_extra(target: Target, staging: Place, kept: str) -> sql.Composed:

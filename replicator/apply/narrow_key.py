@@ -1,6 +1,6 @@
 """A configured key that is wider than the source's own, for the sake of a target partitioned by one of its columns.
 
-The WAL names a changed row by the source's own key alone, unless the identity is full. So a stream matches rows by that.
+Unless the identity is full, the WAL names a changed row by the source's own key alone. So a stream matches rows by it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who else writes a table of the target: another pipeline's syncs would delete this one's rows, and the other way round."""
+"""Finds out which other pipeline writes a table of the target: each would delete the rows of the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def find_shared_targets(control: Control, jobs: Iterable[Job]) -> dict[str, Conf
     """Return the error of each job whose target another pipeline writes, by table."""
     by_target = {job.target: job for job in jobs}
     owners = control.find_owners(by_target)
-    return {by_target[target].table: share_target(control, by_target[target], owner) for target, owner in owners.items()}
+    return {
+        by_target[target].table: share_target(control, by_target[target], owner) for target, owner in owners.items()
+    }
 
 
 def claim_target(control: Control, job: Job) -> None:

@@ -381,7 +381,9 @@ class StreamLoader:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
         find_triggers(self.connection, job, existing)
         target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest)
-        self.table_control.save_shape(job.record.table, record_columns(job, existing, types, evolution), job.mapping.relation)
+        self.table_control.save_shape(
+            job.record.table, record_columns(job, existing, types, evolution), job.mapping.relation
+        )
         return LiveTable(job, version, target, self.binary)
 
     def _in_order(self, loads: list[tuple[str, ChangeLoad]]) -> list[tuple[str, ChangeLoad]]:

@@ -278,7 +278,7 @@ def record_columns(
 
 
 def has_rewritten_columns(job: Job, existing: Relation) -> bool:
-    """Say whether somebody changed values of the target by DDL since the last sync: no row of the source tells of it."""
+    """Say whether DDL on the target changed values since the last sync: no row of the source tells of it."""
     before = {column.target: column for column in job.record.columns}
     numbers = {column.number: column for column in job.record.columns}
     is_same_source = job.record.source_oid == job.mapping.relation.oid

@@ -37,6 +37,12 @@ def _update_and_insert(connection: Connection, job: Job, target: Target, staging
     return updated + inserted, new
 
 
+def check_written(connection: Connection, job: Job, target: Target, staging: Place) -> None:
+    """Raise DataRefused where a staged key has several rows by now that no unique index keeps apart."""
+    if not target.has_unique_key and _count(connection, merge.count_ambiguous(target, staging)):
+        raise _repeated_key(job, target)
+
+
 def check_unique(connection: Connection, job: Job, target: Target, *, filled: bool = False) -> None:
     """Raise DataRefused where rows of the target share a key that no unique index guards. filled: by this very load."""
     if target.has_unique_key or not _count(connection, merge.count_repeated(target.table, target.key)):

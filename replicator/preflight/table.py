@@ -243,7 +243,7 @@ def _check_types(plan: TablePlan, job: Job) -> Iterator[Finding]:
 
 
 def _check_wider(plan: TablePlan, job: Job) -> Iterator[Finding]:
-    """Find columns whose type in the target holds more than the source's; a numeric of another scale says so in digits."""
+    """Find columns whose type in the target holds more than the source's."""
     if plan.existing is None:
         return
     wider = [

@@ -66,7 +66,7 @@ def test_a_new_row_takes_the_unique_value_of_a_deleted_one_that_stays(
         DOWN[path](pair)
         assert_live_equal(pair, deletes)
     kept = "where _deleted_at is not null" if deletes == "soft" else "where email = 'p1'"
-    assert pair.target.execute(f"select count(*) from t {kept}").fetchone() > (1,)
+    assert len(pair.target.execute(f"select from t {kept}").fetchall()) > 1
     definitions = "select indexdef from pg_indexes where tablename = 't' and indexdef like '%UNIQUE%' order by 1"
     unique = [d for (d,) in pair.target.execute(definitions).fetchall() if "pkey" not in d and "(id, a)" not in d]
     assert all("WHERE (_deleted_at IS NULL)" in definition for definition in unique)
