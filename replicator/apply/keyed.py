@@ -39,7 +39,11 @@ class KeyedLoad(TableLoad):
         super().prepare()
         control = self.session.control
         self.streams = StreamControl(self.session.connection, control.schema, control.pipeline)
-        self.waiting = self.streams.read_waiting_keys(self.job.table)
+        waiting = self.streams.read_waiting_keys(self.job.table)
+        self.waiting = {key for key in waiting if len(key) == len(self.target.key)}
+        self.had_waiting = bool(waiting)
+        if len(self.waiting) < len(waiting):
+            self._read_all("rows in quarantine are named by another key")
         if self.job.settings.on_row_error == "quarantine":
             self.sieve = Sieve(
                 self.session.connection,
@@ -274,7 +278,7 @@ class KeyedLoad(TableLoad):
     def finish(self) -> None:
         """Write what is in quarantine now, position and record."""
         refused = self.sieve.refused if self.sieve else {}
-        if self.waiting:
+        if self.had_waiting:
             self.streams.release_others(self.job.table, refused)
         for key, error in refused.items():
             self.streams.quarantine(self.job.table, key, None, error)

@@ -23,6 +23,7 @@ from replicator.apply.target import (
     find_triggers,
     fit_reading,
     plan_target,
+    read_in_full,
     record_columns,
 )
 from replicator.batch import Figures, Totals
@@ -107,6 +108,12 @@ class TableLoad(ABC):
             if self.job.settings.sync_sequences:
                 spellings = {column.name: column.spelling for column in self.target.columns}
                 self.sequences = find_sequences(self.session.connection, self.job.table, existing, spellings)
+
+    def _read_all(self, reason: str) -> None:
+        """Read the table in full after all."""
+        if self.reading.load_type != FULL:
+            self.reading = read_in_full(self.reading, reason)
+        self.audited = True
 
     def stage(self) -> None:
         """Bring what may have changed into staging, or straight into a table that is empty."""

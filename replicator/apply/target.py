@@ -312,6 +312,11 @@ def fit_reading(reading: Reading, job: Job, evolution: Evolution, existing: Rela
         reason = "a column of the target was changed or made anew there"
     if not reason or reading.load_type == FULL:
         return reading
+    return read_in_full(reading, reason)
+
+
+def read_in_full(reading: Reading, reason: str) -> Reading:
+    """Return the reading of every row."""
     return replace(reading, load_type=FULL, since_xid=None, since_mark=None, audit=False, reason=reason)
 
 

@@ -234,3 +234,23 @@ def test_a_repair_and_a_resync_write_such_a_table_too(streamed: Pair) -> None:
         streamed.as_writer.execute("insert into e values (70, '2026-03-03', 'extra', '')")
         streamed.run(*args)
         assert_equal(streamed)
+
+
+@pytest.mark.parametrize("way", ["retry", "sync"])
+def test_a_row_that_the_stream_put_aside_by_its_narrower_key_comes_back(streamed: Pair, way: str) -> None:
+    """T14: `sync` and `quarantine retry` know the row by the configured key."""
+    begin(streamed, LAYOUTS["by month, primary key"], key=["id", "created_at"], on_row_error="quarantine")
+    streamed.as_writer.execute("alter table e add check (code <> 'bad')")
+    catch_up(streamed)
+    streamed.source.execute("update e set code = 'bad', created_at = '2026-02-02' where id = 3")
+    catch_up(streamed)
+    assert streamed.target.execute("select key from replicator.quarantine").fetchall() == [(["3"],)]
+    streamed.source.execute("update e set code = 'fine' where id = 3")
+    if way == "retry":
+        streamed.run("quarantine", "retry")
+    else:
+        sync(streamed)
+    assert_equal(streamed)
+    assert streamed.target.execute("select from replicator.quarantine").fetchall() == []
+    catch_up(streamed)
+    assert_equal(streamed)
