@@ -25,6 +25,8 @@ NARROWED = {
     "domain": "alter v type short using left(v, 3)",
     "domain of text": "alter words type short using left(words, 3)",
     "dropped": "drop column v",
+    "fewer labels": "alter feeling type text using 'calm'; drop type mood; create type mood as enum ('calm');"
+    " alter table t alter feeling type mood using feeling::mood",
     "two": "alter n type smallint using 0, alter words type varchar(1) using ''",
 }
 
@@ -162,3 +164,33 @@ def test_a_column_of_an_adopted_target_that_is_wider_is_told(make_pair: MakePair
     assert sync(pair)["public.t"]["load_type"] == "full"
     pair.assert_equal("public.t", columns=["id", "v", "price", "at"])
     assert "type_wider" not in {f["id"] for f in pair.json("check")["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "repair"),
+    [
+        ("alter table t alter words set not null", "words", "alter table t alter words drop not null"),
+        (
+            "create domain short as text check (length(value) < 9); alter table t alter words type short",
+            "words",
+            "alter table t alter words type text",
+        ),
+        ("alter table t add check (n < 80000)", "t_n_check", "alter table t drop constraint t_n_check"),
+    ],
+)
+def test_what_was_made_stricter_by_hand_is_named_and_nothing_is_lost(
+    pair: Pair, change: str, column: str, repair: str
+) -> None:
+    """T15: NOT NULL, a domain's check and a check of the table refuse rows, and change none."""
+    pair.source.execute(SOURCE)
+    pair.grant()
+    pair.write_config(tables=["public.t"])
+    sync(pair)
+    pair.as_writer.execute(change)
+    pair.source.execute("update t set words = null where id = 1; update t set words = 'a longer text', n = 90000")
+    pair.source.execute("update t set words = null where id = 2")
+    finished = refuse(pair, 1, "target_refused_row")
+    assert column in finished.stderr or "domain" in change, finished
+    pair.as_writer.execute(repair)
+    sync(pair)
+    pair.assert_equal("public.t")
