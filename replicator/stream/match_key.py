@@ -9,9 +9,11 @@ from replicator.apply.narrow_key import find_narrow_key
 from replicator.capture.publication import has_identity, read_identities
 from replicator.catalog import find_relations, read_relations
 from replicator.db import translated
+from replicator.errors import ReplicatorError
 from replicator.relation import PARTITIONED, TABLE
 from replicator.stream.session import ListenSession
 from replicator.sync.inventory import Chosen
+from replicator.sync.preparation import prepare_jobs
 
 
 def match_by_identity(session: ListenSession, tables: Sequence[Chosen]) -> tuple[Chosen, ...]:
@@ -19,7 +21,12 @@ def match_by_identity(session: ListenSession, tables: Sequence[Chosen]) -> tuple
     wide = [table for table in tables if table.settings.key and table.kind in (TABLE, PARTITIONED)]
     if not wide:
         return tuple(tables)
-    jobs = session.prepare_jobs(wide)
+    with translated("target"):
+        records = session.control.read_records()
+    with translated("source"):
+        failed: dict[str, ReplicatorError] = {}
+        jobs = prepare_jobs(session.watcher, wide, records, mask_key=session.access.mask_key, failed=failed)
+    wide = [table for table in wide if table.table in jobs]
     with translated("target"):
         found = find_relations(session.streams.connection, [table.target for table in wide])
         existing = read_relations(session.streams.connection, found.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from tests.conftest import MakePair
@@ -61,7 +63,7 @@ def test_a_column_that_was_narrowed_by_hand_gets_its_values_back_when_it_is_wide
     ],
 )
 def test_the_hint_for_a_narrowed_column_leads_to_equal_rows(pair: Pair, narrowed: str, column: str) -> None:
-    """T15: where the tool does not widen it by itself, the statement it names is enough."""
+    """T15: where the tool does not widen it by itself, the command it names is enough."""
     pair.source.execute(SOURCE)
     pair.grant()
     pair.write_config(tables=["public.t"])
@@ -71,7 +73,7 @@ def test_the_hint_for_a_narrowed_column_leads_to_equal_rows(pair: Pair, narrowed
     errors = [finding for finding in findings if finding["severity"] == "error"]
     if errors:
         refuse(pair, 8, f"column {column}")
-        pair.as_writer.execute(errors[0]["hint"])
+        pair.run(*shlex.split(errors[0]["hint"])[1:])
     sync(pair)
     assert pair.json("verify")["tables"][0]["equal"]
     pair.assert_equal("public.t")
