@@ -18,13 +18,14 @@ import psycopg
 
 from replicator.apply.change_load import ChangeLoad, LiveTable, key_cells, make_load
 from replicator.apply.control import Control, label_enums
-from replicator.apply.job import Job
+from replicator.apply.job import Job, explain_kept_rows
 from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import (
     FittedTarget,
     describe_target,
+    has_rewritten_columns,
     order_by_foreign_keys,
     plan_target,
     record_columns,
@@ -37,7 +38,7 @@ from replicator.cell import is_text
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
-from replicator.errors import DataRefused
+from replicator.errors import DataRefused, PassingError
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
 from replicator.strategy import stream_guarantee
@@ -313,7 +314,7 @@ class StreamLoader:
             error = again
         if not load.quarantines:
             self.refused_key = key_cells(key)
-            raise error
+            raise explain_kept_rows(error, load.live.job, error.__cause__)
         with translating(table):
             self.control.quarantine(table, key_cells(key), self._position, error)
         load.figures.rows_quarantined += 1
@@ -430,14 +431,17 @@ class StreamLoader:
 
     def _fit(self, job: Job, catalog: TargetCatalog | None) -> FittedTarget:
         evolution, existing, types = plan_target(self.connection, job, catalog=catalog)
-        if evolution.before or evolution.after or existing is None:
-            for ddl in (*evolution.before, *evolution.after):
-                self.connection.execute(ddl)
+        if existing is None or evolution.adds or evolution.retypes or has_rewritten_columns(job, existing):
+            raise _changed_target(job)
+        ddl = (*evolution.before, *evolution.reindexes, *evolution.after)
+        if ddl:
+            for statement in ddl:
+                self.connection.execute(statement)
             existing, catalog = read_relation(self.connection, *job.target), None
         if existing is None:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
         target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest, catalog=catalog)
-        return FittedTarget(existing, target, record_columns(job, types, evolution))
+        return FittedTarget(existing, target, record_columns(job, existing, types, evolution))
 
     def _open(self, job: Job, version: int, fitted: FittedTarget, changers: RowChangers | None) -> None:
         """Begin to write a table in this shape, and record its columns if they are others than before."""
@@ -477,6 +481,16 @@ class StreamLoader:
                     self.control.join_table(table, position, definition)
                 self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
+
+
+def _changed_target(job: Job) -> PassingError:
+    return PassingError(
+        f"the target of {job.table} was changed while the stream was at it",
+        why="a column was dropped, made anew or given another type there, or the table went away",
+        hint="the table is read again by itself",
+        id="target_changed",
+        table=job.table,
+    )
 
 
 def translating(table: str | None = None) -> AbstractContextManager[None]:

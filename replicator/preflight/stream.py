@@ -13,13 +13,16 @@ from psycopg import sql
 
 from replicator.apply.control import Control
 from replicator.apply.job import Job
+from replicator.apply.narrow_key import find_narrow_key, narrow_job
 from replicator.apply.stream_control import ListenerState, StreamControl
+from replicator.apply.target import plan_target
 from replicator.capture.publication import (
     Identity,
     Published,
     check_identity,
     describe_lack,
     describe_lack_on_standby,
+    has_identity,
     may_publish,
     plan_publication,
     plan_table,
@@ -75,7 +78,7 @@ def check_stream(settings: Settings, source: Connection, target: Connection, pla
         if not facts.may_replicate and not is_needed:
             yield _sum_up(facts)
             return
-        check = _StreamCheck(settings, source, facts, state)
+        check = _StreamCheck(settings, source, target, facts, state)
         yield from check.find(plan)
     if not check.is_stopped:
         yield Finding("stream", "ok", "`listen` has all that it needs on the source")
@@ -101,6 +104,7 @@ class _StreamCheck:
 
     settings: Settings
     source: Connection
+    target: Connection
     facts: SourceFacts
     state: ListenerState | None
     is_stopped: bool = False
@@ -225,11 +229,16 @@ class _StreamCheck:
         self, plan: TablePlan, job: Job, identities: Sequence[Identity], published: tuple[str, ...] | None
     ) -> Iterator[Finding]:
         expected = {column.name for column in expect_columns(job, published, self.facts.version_number)}
+        key = find_narrow_key(job.mapping, plan.existing)
+        if key is not None and not has_identity(plan.table, job.mapping, identities):
+            job = narrow_job(job, key)
         unsent = find_unsent(job, _written(plan, job), expected)
         try:
             check_identity(plan.table, job.mapping, identities)
             check_key(job)
             check_rereads(job, unsent)
+            if key is not None:
+                plan_target(self.target, job)
         except ReplicatorError as error:
             yield self._stop(error, plan.table)
             return

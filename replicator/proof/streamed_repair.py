@@ -22,6 +22,7 @@ from replicator.apply.job import Job, Session
 from replicator.apply.sieve import MOST_REFUSED_ROWS, too_many
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import take_replica_role
+from replicator.apply.upsert import upsert_rows
 from replicator.batch import Figures
 from replicator.capture.lookup import FreshReader, read_open_writers
 from replicator.capture.pull import read_system_identifier
@@ -252,7 +253,7 @@ class _Repair:
         return [finding.key for finding in findings if finding.key not in done]
 
     def _upsert(self, written: Iterable[Finding], table: TargetTable, staging: str) -> None:
-        rows = self.session.connection.execute(merge.upsert(table.target, staging)).rowcount
+        rows, _ = upsert_rows(self.session.connection, self.job, table.target, staging)
         updated = sum(finding.kind == DIFFERENT for finding in written)
         self.figures.rows_updated += min(updated, rows)
         self.figures.rows_inserted += max(0, rows - updated)

@@ -174,7 +174,7 @@ class _Inquiry:
         except ReplicatorError as error:
             self.problem = self.problem or error
             return None
-        return reading if self.evolution is None else fit_reading(reading, self.job, self.evolution)
+        return reading if self.evolution is None else fit_reading(reading, self.job, self.evolution, self.existing)
 
     def read_key(self, key: Sequence[str]) -> list[KeyCell]:
         """Let the source read the key's texts. Raises UsageError, which does not repeat them."""

@@ -33,6 +33,37 @@ where not pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(k, 72
 -- As try_lock_transaction, but waits; lock_timeout bounds it.
 select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) is null as locked;
 
+-- name: list_control_schemas
+-- schema: ours. Other control schemas of this database that this role may read. A copy of one as plain tables lacks the
+-- function.
+select n.nspname::text as schema
+from pg_catalog.pg_namespace n
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = 'table_state' and c.relkind = 'r'
+where n.nspname <> :'schema'
+  and exists (select from pg_catalog.pg_proc p where p.pronamespace = n.oid and p.proname = 'get_last_successful_watermark')
+  and (select count(*) from pg_catalog.pg_attribute a
+       where a.attrelid = c.oid and a.attname in ('pipeline', 'table_name', 'target_name') and not a.attisdropped) = 3
+  and pg_catalog.has_schema_privilege(n.oid, 'USAGE') and pg_catalog.has_table_privilege(c.oid, 'SELECT')
+order by 1;
+
+-- name: find_owners
+-- targets: their names. pipeline: left out, '' for none. Who writes them by what this control schema knows.
+select s.pipeline, s.table_name, s.target_name
+from :"control".table_state s
+where s.target_name = any (:'targets'::text[]) and s.pipeline <> :'pipeline'
+order by 1, 2;
+
+-- name: list_relatives
+-- schemas, names: parallel arrays of tables. What else of their partition trees a write to one of them may touch.
+select distinct w.schema, w.name, rn.nspname::text as relative_schema, r.relname::text as relative_name
+from unnest(:'schemas'::text[], :'names'::text[]) as w (schema, name)
+join pg_catalog.pg_namespace n on n.nspname = w.schema
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.name and (c.relkind = 'p' or c.relispartition)
+cross join lateral (select a.relid from pg_catalog.pg_partition_ancestors(c.oid) as a (relid)
+                    union select t.relid from pg_catalog.pg_partition_tree(c.oid) as t) as x
+join pg_catalog.pg_class r on r.oid = x.relid
+join pg_catalog.pg_namespace rn on rn.oid = r.relnamespace;
+
 -- name: list_shadows
 -- prefix: how the names of a pipeline's shadows begin.
 select c.relname::text as name
