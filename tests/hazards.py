@@ -64,6 +64,7 @@ HAZARDS = {
     "S24": "several rows have one position",
     "S25": "a range is read again while commits are visible later than they are logged",
     "S39": "one of thousands of tables is redefined while the others change",
+    "S42": "rows of a table without a key are lost on the target beside a busy listener",
     "V1": "every built-in type has values at its edges, and arrays",
     "V2": "enums, composites and domains are nested",
     "V3": "types come from extensions",

@@ -1,4 +1,4 @@
-"""A listener over thousands of small tables: how it starts, and what the first transaction that touches all of them costs."""
+"""A listener over thousands of small tables: how it starts, and what the first transaction over all of them costs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ class ManyTables:
 def measure_many_tables(arena: Arena, tables: int) -> ManyTables:
     """Measure one listener over so many tables, after its initial copy."""
     project = _prepare(arena, tables)
-    measure(Command([sys.executable, "-m", "replicator", "listen", "--until-caught-up"], _environment(arena), arena.pair.dir))
+    measure(
+        Command(
+            [sys.executable, "-m", "replicator", "listen", "--until-caught-up"], _environment(arena), arena.pair.dir
+        )
+    )
     arena.settle(project.database)
     begun = time.perf_counter()
     with _running(arena, "listen") as running:
@@ -105,8 +109,8 @@ def _touch_all(arena: Arena, project: Project, tables: int, running: Running) ->
     last = f"select n from many.t{tables - 1} where id = 1"
     ((before,),) = arena.pair.target_server.execute(last, dbname=project.database)
     arena.source.execute(
-        "do $$ begin for i in 0 .. {} loop execute format('update many.t%s set n = n + 1 where id = 1', i);"
-        " end loop; end $$".format(tables - 1)
+        f"do $$ begin for i in 0 .. {tables - 1} loop execute format('update many.t%s set n = n + 1 where id = 1', i);"
+        " end loop; end $$"
     )
     begun = time.perf_counter()
     with arena.cluster.connect(project.database) as connection:
