@@ -36,7 +36,7 @@ from replicator.catalog import RowChangers, list_row_changers, read_relation
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
-from replicator.errors import DataRefused
+from replicator.errors import DataRefused, OperatorError, PassingError
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
 
@@ -144,6 +144,12 @@ class StreamLoader:
                 self.abandon()
                 self._careful_batches = _CAREFUL_BATCHES
                 self._bring(changes, careful=True)
+        except OperatorError as error:
+            before = self._live.get(error.table or "")
+            self.abandon()
+            if before is not None and self._has_changed(before):
+                raise _target_changed(error) from error
+            raise
         except BaseException:
             self.abandon()
             raise
@@ -176,6 +182,19 @@ class StreamLoader:
             assert changes.position is not None
             self._finish(changes, changes.position)
             self.connection.execute("COMMIT")
+
+    def _has_changed(self, live: LiveTable) -> bool:
+        """Say whether a target is not what it was any more. It was looked at when the session began."""
+        with suppress(psycopg.Error):
+            try:
+                evolution, existing, types = plan_target(self.connection, live.job)
+                if existing is None or evolution.before:
+                    return True
+                now, _ = describe_target(self.connection, live.job, existing, types, evolution, self.digest)
+            except OperatorError:
+                return True
+            return now != live.target
+        return False
 
     def abandon(self) -> None:
         """Roll back what is open, if anything is."""
@@ -443,6 +462,17 @@ class StreamLoader:
                     self.control.mark_stale(table)
                 self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
+
+
+def _target_changed(error: OperatorError) -> PassingError:
+    return PassingError(
+        f"the target of {error.table} changed while the listener ran",
+        why=f"somebody altered it there; SQLSTATE {error.sqlstate}",
+        hint="nothing: it is looked at again, and read again where that is needed",
+        id="target_changed",
+        sqlstate=error.sqlstate,
+        table=error.table,
+    )
 
 
 def translating(table: str | None = None) -> AbstractContextManager[None]:

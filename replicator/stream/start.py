@@ -101,8 +101,9 @@ class StreamStart:
         kinds = [table for table in inventory.tables if table.kind in (TABLE, PARTITIONED)]
         jobs = self.session.prepare_jobs(kinds)
         chosen = [table for table in kinds if jobs[table.table].mapping.relation.persistence == LOGGED]
+        streamed = {table.table for table in chosen}
         for table in inventory.tables:
-            if table not in chosen:
+            if table.table not in streamed:
                 kind = KIND_NAMES[table.kind] if table not in kinds else "table that is unlogged"
                 self.log.info("table_skipped", table=table.table, reason=f"a {kind} has no stream")
         if not chosen:
