@@ -285,6 +285,10 @@ class Control:
             attempts=attempts,
         )
 
+    def drop_running(self, batch_ids: Sequence[int]) -> None:
+        """Take back the rows of reads that came to nothing."""
+        self._execute("drop_running", batch_ids=list(batch_ids))
+
     def skip_batch(self, batch_id: int, reason: str) -> None:
         """Record that a table was left to somebody else."""
         self._execute("skip_batch", batch_id=batch_id, reason=reason)
@@ -341,7 +345,7 @@ def label_enums(relation: Relation) -> dict[str, dict[str, str]]:
 
 
 def _write_columns(columns: Sequence[Recorded]) -> str:
-    return json.dumps([[c.number, c.source, c.target, c.spelling] for c in columns])
+    return json.dumps([[c.number, c.source, c.target, c.spelling, c.names_objects] for c in columns])
 
 
 def _number(migration: Path) -> int:

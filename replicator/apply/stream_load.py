@@ -33,12 +33,15 @@ from replicator.apply.target import (
 from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
 from replicator.batch import Figures
 from replicator.catalog import RowChangers, list_row_changers, read_relation
+from replicator.cell import is_text
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
 from replicator.errors import DataRefused, OperatorError, PassingError
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
+from replicator.relation import Relation
+from replicator.strategy import stream_guarantee
 
 _CAREFUL_BATCHES = 200
 """Where one batch had to be brought in anew, with savepoints, the next may have to as well."""
@@ -80,9 +83,11 @@ class StreamLoader:
         self.execution_id, self.replica, self.digest, self.binary = execution_id, replica, digest, binary
         self.staging = Staging(connection)
         self._shapes: dict[tuple[str, int], Job] = {}
+        self._guarantees: dict[str, str] = {}
         self._live: dict[str, LiveTable] = {}
         self._fitted: dict[tuple[str, int], FittedTarget] = {}
-        self._changers: dict[int, RowChangers] | None = None
+        # By OID of the target: what was found in it that changes rows; None in one without.
+        self._changers: dict[int, RowChangers | None] = {}
         self._sequences: dict[str, tuple[Fed, ...]] = {}
         self._figures: dict[str, Figures] = {}
         self._corrected: Counter[str] = Counter()
@@ -102,6 +107,7 @@ class StreamLoader:
         self._shapes[job.table, version] = job
         if fitted is not None:
             self._fitted[job.table, version] = fitted
+        self._guarantees[job.table] = stream_guarantee(job.mapping, job.settings)
 
     def follow_sequences(self, table: str, sequences: tuple[Fed, ...]) -> None:
         """Tell of a table's sequences. Each batch moves those that cost it no scan."""
@@ -292,6 +298,9 @@ class StreamLoader:
         """
         assert isinstance(segment.fold, KeyedFold)
         ((key, row),) = segment.fold.rows.items()
+        if row is GONE and not all(map(is_text, key_cells(key))):
+            # The target never had it: it cannot hold such a key.
+            return
         if row is not GONE and row is not UNKNOWN:
             again = self._try_part(table, load, Segment(segment.version, KeyedFold({key: UNKNOWN})))
             if again is None:
@@ -399,31 +408,40 @@ class StreamLoader:
         if not new:
             return
         self._order = None
-        unknown = [one for one in new if one not in self._fitted]
-        with translating(unknown[0][0] if len(unknown) == 1 else None):
-            if len(unknown) < len(new) and self._changers is None:
-                self._changers = list_row_changers(self.connection, [one.relation for one in self._fitted.values()])
-            catalog = read_target_catalog(self.connection, [self._shapes[one] for one in unknown]) if unknown else None
         fitted = {one: self._fitted[one] for one in new if one in self._fitted}
-        for one in unknown:
-            with translating(one[0]):
-                fitted[one] = self._fit(self._shapes[one], catalog)
-        with translating(unknown[0][0] if len(unknown) == 1 else None):
-            looked_at = [fitted[one].relation for one in unknown]
-            changers = (self._changers or {}) | (list_row_changers(self.connection, looked_at) if looked_at else {})
+        unknown = [one for one in new if one not in fitted]
+        if unknown:
+            with translating(unknown[0][0] if len(unknown) == 1 else None):
+                catalog = read_target_catalog(self.connection, [self._shapes[one] for one in unknown])
+            for one in unknown:
+                with translating(one[0]):
+                    fitted[one] = self._fit(self._shapes[one], catalog)
+        self._look_for_changers(
+            [fitted[one].relation for one in unknown],
+            [one.relation for one in [*fitted.values(), *list(self._fitted.values())]],
+        )
         for (table, version), target in fitted.items():
             with translating(table):
-                self._open(self._shapes[table, version], version, target, changers.get(target.relation.oid))
+                self._open(self._shapes[table, version], version, target, self._changers[target.relation.oid])
 
-    def _fit(self, job: Job, catalog: TargetCatalog | None) -> FittedTarget:
+    def _look_for_changers(self, anew: Sequence[Relation], once: Sequence[Relation]) -> None:
+        """Find what changes rows on their way into targets: in some now, in others unless that was done before."""
+        wanted = {one.oid: one for one in (*anew, *(one for one in once if one.oid not in self._changers))}
+        if wanted:
+            with translating():
+                found = list_row_changers(self.connection, wanted.values())
+            self._changers.update({oid: found.get(oid) for oid in wanted})
+
+    def _fit(self, job: Job, catalog: TargetCatalog) -> FittedTarget:
         evolution, existing, types = plan_target(self.connection, job, catalog=catalog)
         if evolution.before or evolution.after or existing is None:
             for ddl in (*evolution.before, *evolution.after):
                 self.connection.execute(ddl)
-            existing, catalog = read_relation(self.connection, *job.target), None
+            existing = read_relation(self.connection, *job.target)
         if existing is None:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
-        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest, catalog=catalog)
+        known = catalog if existing is catalog.relations.get(job.target) else None
+        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest, catalog=known)
         return FittedTarget(existing, target, record_columns(job, types, evolution))
 
     def _open(self, job: Job, version: int, fitted: FittedTarget, changers: RowChangers | None) -> None:
@@ -455,11 +473,13 @@ class StreamLoader:
         with translating():
             with self.connection.pipeline():
                 self.control.add_figures(
-                    self.execution_id, self._figures, started_at=self._started_at, lsn=position,
-                    fresh_at=changes.committed_at,
+                    self.execution_id, self._figures, guarantees=self._guarantees, started_at=self._started_at,
+                    lsn=position, fresh_at=changes.committed_at,
                 )  # fmt: skip
                 for table in changes.stale:
                     self.control.mark_stale(table)
+                for table, definition in changes.joined.items():
+                    self.control.join_table(table, position, definition)
                 self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -30,6 +30,7 @@ from replicator.digest import Digest
 from replicator.errors import ConfigError, SafetyStop, SchemaDrift
 from replicator.reading import Reading
 from replicator.relation import PARTITIONED, Relation
+from replicator.rules import find_naming_columns
 from replicator.selection import format_table_name
 from replicator.statement import statement
 from replicator.strategy import FULL, WATERMARK, XMIN
@@ -144,10 +145,12 @@ def plan_target(
     planned_enums: Sequence[EnumChange] = (),
     *,
     catalog: TargetCatalog | None = None,
+    rebuilds: bool = False,
 ) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
     """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name.
 
-    catalog: what was read of this target and others; else it is read now.
+    catalog: what was read of this target and others; else it is read now. rebuilds: all rows are read again, so that
+    columns may be emptied for another type.
     """
     catalog = catalog or read_target_catalog(connection, [job])
     types = catalog.resolve_types(job, planned_enums)
@@ -168,7 +171,7 @@ def plan_target(
         same_source=job.record.source_oid == job.mapping.relation.oid,
         had_key=job.record.state.strategy in (XMIN, WATERMARK),
         created_by_us=job.record.created_by_us,
-        casts=catalog.casts,
+        rebuilds=rebuilds,
     )
     if evolution.rekeyed:
         evolution = fit_rows(connection, job, existing, evolution)
@@ -271,8 +274,11 @@ def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, st
 
 def record_columns(job: Job, types: dict[str, Resolved], evolution: Evolution) -> tuple[Recorded, ...]:
     """Return the columns as they are copied now, for the next time to compare with."""
+    naming = find_naming_columns(job.mapping, job.settings)
     return tuple(
-        Recorded(o.source.number, o.source.name, o.name, types[o.name].spelling)
+        Recorded(
+            o.source.number, o.source.name, o.name, types[o.name].spelling, o.source.name in naming or "where" in naming
+        )
         for o in job.mapping.outputs
         if o.name not in evolution.left_out
     )
@@ -316,6 +322,19 @@ def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[l
             seen |= group_of[oid]
             groups.append([by_oid[o] for o in _parents_first(group_of[oid], ties)])
     return groups
+
+
+def find_tied(connection: Connection, targets: Mapping[str, tuple[str, str]]) -> list[set[str]]:
+    """Return the groups of tables whose targets foreign keys tie together. targets: by table, those that there are."""
+    oids = find_relations(connection, targets.values())
+    tables = {oids[target]: table for table, target in targets.items() if target in oids}
+    group_of = {oid: {table} for oid, table in tables.items()}
+    for child, parent in read_foreign_keys(connection, tables):
+        joined = group_of[child] | group_of[parent]
+        for oid, table in tables.items():
+            if table in joined:
+                group_of[oid] = joined
+    return [set(group) for group in {frozenset(group) for group in group_of.values()}]
 
 
 def _parents_first(oids: set[int], ties: Sequence[tuple[int, int]]) -> list[int]:

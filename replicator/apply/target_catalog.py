@@ -18,7 +18,6 @@ from replicator.apply.types import (
     spell_types,
 )
 from replicator.catalog import (
-    find_casts,
     find_missing_schemas,
     find_relations,
     format_types,
@@ -33,8 +32,7 @@ class TargetCatalog:
     """One look at the catalog of the target, for some jobs.
 
     relations: the targets that are there, by (schema, name). missing_schemas: of those that are not. stand_ins: the
-    target's types for the source's. spellings: the target's own of (type OID, typmod). casts: pairs of types of columns
-    that have another one than is wanted, of which the target casts the first to the second. sequences: what
+    target's types for the source's. spellings: the target's own of (type OID, typmod). sequences: what
     `read_fed` says; None where nobody asked.
     """
 
@@ -42,7 +40,6 @@ class TargetCatalog:
     missing_schemas: frozenset[str]
     stand_ins: StandIns
     spellings: dict[tuple[int, int], str]
-    casts: frozenset[tuple[str, str]]
     sequences: dict[int, list[dict[str, Any]]] | None = None
 
     def resolve_types(self, job: Job, planned: Sequence[EnumChange] = ()) -> dict[str, Resolved]:
@@ -70,30 +67,10 @@ def read_target_catalog(connection: Connection, jobs: Sequence[Job], *, with_seq
     named |= {one.find_base(column) for one in relations.values() for column in one.columns}
     ordered = sorted(named)
     spellings = dict(zip(ordered, format_types(connection, ordered), strict=True))
-    catalog = TargetCatalog(relations, missing, stand_ins, spellings, frozenset())
-    pairs = sorted(set(_list_changed(jobs, catalog)))
-    return TargetCatalog(
-        relations,
-        missing,
-        stand_ins,
-        spellings,
-        frozenset(find_casts(connection, pairs)),
-        read_fed(connection, by_oid) if with_sequences else None,
-    )
+    sequences = read_fed(connection, by_oid) if with_sequences else None
+    return TargetCatalog(relations, missing, stand_ins, spellings, sequences)
 
 
 def _list_named(jobs: Sequence[Job], stand_ins: StandIns) -> Iterator[tuple[int, int]]:
     for job in jobs:
         yield from list_named(choose_types(job.mapping.outputs, job.mapping.relation.types, stand_ins))
-
-
-def _list_changed(jobs: Sequence[Job], catalog: TargetCatalog) -> Iterator[tuple[str, str]]:
-    """Yield (present, wanted) of the columns of targets that have another type than is wanted."""
-    for job in jobs:
-        existing = catalog.relations.get(job.target)
-        if existing is None:
-            continue
-        current = catalog.spell_columns(existing)
-        for name, wanted in catalog.resolve_types(job).items():
-            if name in current and current[name] != wanted.spelling:
-                yield current[name], wanted.spelling

@@ -15,7 +15,7 @@ from psycopg import sql
 
 from replicator.catalog import FoundType, find_types, format_types
 from replicator.db import Connection
-from replicator.relation import Type
+from replicator.relation import NAMING_TYPES, Type
 from replicator.rules import Output
 
 TEXT = "text"
@@ -28,31 +28,16 @@ StandIns = Mapping[TypeName, FoundType | None]
 """What stands here for types of the source, by their names there."""
 
 # Types whose text names objects of one server, or that have no input function at all.
-_LOCAL_TYPES = frozenset(
-    [
-        "regproc",
-        "regprocedure",
-        "regoper",
-        "regoperator",
-        "regclass",
-        "regtype",
-        "regrole",
-        "regnamespace",
-        "regconfig",
-        "regdictionary",
-        "regcollation",
-        "regdatabase",
-        "aclitem",
-        "pg_node_tree",
-        "pg_ndistinct",
-        "pg_dependencies",
-        "pg_mcv_list",
-        "pg_brin_bloom_summary",
-        "pg_brin_minmax_multi_summary",
-        "gtsvector",
-        "pg_ddl_command",
-    ]
-)
+_LOCAL_TYPES = NAMING_TYPES | {
+    "pg_node_tree",
+    "pg_ndistinct",
+    "pg_dependencies",
+    "pg_mcv_list",
+    "pg_brin_bloom_summary",
+    "pg_brin_minmax_multi_summary",
+    "gtsvector",
+    "pg_ddl_command",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, PreflightError
 from replicator.monitor.incident import in_words
 from replicator.relation import TABLE
 from replicator.selection import parse_table_name, select_entry
+from replicator.strategy import BOUNDED, EXACT
 from replicator.sync.inventory import read_table_argument
 
 Row = dict[str, Any]
@@ -74,13 +75,15 @@ def _describe_slot(slot: Row) -> str:
 def _read_status(control: Control, state: ListenerState | None, streamed: dict[str, StreamTable]) -> list[Row]:
     last = control.read_last_batches()
     now = datetime.now(UTC)
-    rows = [_status(record, last.get(table), now) for table, record in sorted(control.read_records().items())]
+    records = control.read_records()
+    rows = [_status(record, last.get(table), now) for table, record in sorted(records.items())]
+    naming = {table for table, record in records.items() if any(c.names_objects for c in record.columns)}
     for row in rows:
         if row["table"] in streamed and state is not None and state.position is not None:
             fresh = max(moment for moment in (row["fresh_as_of"], state.fresh_at) if moment is not None)
             row.update(
                 strategy="stream",
-                guarantee="exact",
+                guarantee=BOUNDED if row["table"] in naming else EXACT,
                 position=str(state.position),
                 fresh_as_of=fresh,
                 lag_seconds=round((now - fresh).total_seconds(), 1),

@@ -257,7 +257,7 @@ class _Inquiry:
     def _look_at_source(self, seen: Sighting, cells: Sequence[KeyCell], reading: Reading | None) -> None:
         mapping, audited = self.job.mapping, self.job.record.state.audit_xid_position
         audit = None
-        if audited is not None and audits_by_xmin(mapping):
+        if audited is not None and audits_by_xmin(mapping, self.job.settings):
             audit = Reading(INCREMENTAL, WATERMARK, audited, None, True, None, "")
         query = find_source_row(mapping, cells, self.outputs, self.casts, reading, audit)
         try:
@@ -341,9 +341,9 @@ class _Inquiry:
             for row in self.streams.read_quarantine():
                 if row["table_name"] == self.job.table and tuple(row["key"]) == seen.target_key:
                     seen.quarantined = row
-            refused = self.streams.read_refused()
-            if refused and (refused["table_name"], tuple(refused["key"] or ())) == (self.job.table, seen.target_key):
-                seen.refused = refused
+            for refused in self.streams.read_refused():
+                if (refused["table_name"], tuple(refused["key"] or ())) == (self.job.table, seen.target_key):
+                    seen.refused = refused
 
     def read_batches(self) -> list[Row]:
         """Return the table's last batches, newest first."""

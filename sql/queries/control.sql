@@ -218,3 +218,7 @@ where pipeline = :'pipeline' and observed_at < (
 with streamed as (delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name'),
      refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name')
 delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name' returning table_name;
+
+-- name: drop_running
+-- Rows of a read that came to nothing; what it came to nothing by is told elsewhere.
+delete from :"control".etl_control where batch_id = any(:'batch_ids'::bigint[]) and status = 'running';

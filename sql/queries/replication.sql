@@ -197,7 +197,11 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where p.isleaf and p.relid <> :'root'::text::regclass;
 
 -- name: slot
-select s.slot_name as name, s.active, s.wal_status, s.database, s.plugin,
+-- invalidation: why it was invalidated; from 17 on, and of 16 only that rows were removed. Null where that is not told.
+select s.slot_name as name,
+       coalesce(pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
+                case when (pg_catalog.to_jsonb(s) ->> 'conflicting')::boolean then 'rows_removed' end) as invalidation,
+       s.active, s.wal_status, s.database, s.plugin,
        s.confirmed_flush_lsn::text as confirmed, s.restart_lsn::text as restart, s.safe_wal_size::bigint as safe_wal_bytes,
        pg_catalog.pg_wal_lsn_diff(
            case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
@@ -253,3 +257,11 @@ select pg_catalog.set_config('synchronous_commit', 'local', true),
 select case when pg_catalog.pg_is_in_recovery() then (select c.timeline_id from pg_catalog.pg_control_checkpoint() c)
             else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
        end as timeline;
+
+-- name: xid_bounds
+-- Transactions below oldest_xid have ended, prepared ones too; those from next_xid on have not begun. A snapshot's xmax
+-- is not next_xid: above it are those that have begun since the youngest that has ended.
+select pg_catalog.pg_snapshot_xmin(s.snapshot)::text as oldest_xid,
+       (s.xmax + ((3 + pg_catalog.age('3'::xid)::bigint - s.xmax) & 4294967295))::text as next_xid
+from (select p.snapshot, pg_catalog.pg_snapshot_xmax(p.snapshot)::text::bigint as xmax
+      from (select pg_catalog.pg_current_snapshot() as snapshot) as p) as s;
