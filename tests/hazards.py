@@ -71,6 +71,7 @@ HAZARDS = {
     "S39": "one of thousands of tables is redefined while the others change",
     "S40": "a standby that is the source cancels reads, to go on replaying",
     "S41": "a server speaks another language",
+    "S42": "rows of a table without a key are lost on the target beside a busy listener",
     "V1": "every built-in type has values at its edges, and arrays",
     "V2": "enums, composites and domains are nested",
     "V3": "types come from extensions",

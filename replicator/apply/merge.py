@@ -131,9 +131,9 @@ def count_staged(staging: Place) -> sql.Composed:
     return sql.SQL("SELECT count(*) AS rows FROM {}").format(staging_name(staging))
 
 
-def drop_staging(name: Place) -> sql.Composed:
-    """Return the statement that drops a staging table before its transaction ends."""
-    return sql.SQL("DROP TABLE {}").format(staging_name(name))
+def drop_staging(*names: Place) -> sql.Composed:
+    """Return the statement that drops staging tables before their transaction ends."""
+    return sql.SQL("DROP TABLE {}").format(sql.SQL(", ").join(map(staging_name, names)))
 
 
 def copy_into(table: sql.Identifier, columns: Sequence[str], *, binary: bool, freeze: bool = False) -> sql.Composed:

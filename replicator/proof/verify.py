@@ -24,7 +24,7 @@ from replicator.capture.pull import Reader
 from replicator.config.settings import Settings
 from replicator.db import closing, translated
 from replicator.digest import SLOTS
-from replicator.errors import EXIT_DIFFERENT, EXIT_OK, PassingError, ReplicatorError, choose_exit_code
+from replicator.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, PassingError, ReplicatorError, choose_exit_code
 from replicator.monitor.operation import Operation
 from replicator.proof.judgement import Look, judge, not_synced, still
 from replicator.proof.streamed_look import StreamedLook
@@ -53,10 +53,15 @@ class VerifyResult:
 
     @property
     def exit_code(self) -> int:
-        """Return 7 when differences are left, else 0, or what the tables' errors ask for; what is undecided is none."""
+        """Return 7 when differences are left, what the tables' errors ask for, or 6 for a table that is undecided.
+
+        Single rows that are being changed at every look are no reason: each change brings them anew.
+        """
         if any(verdict.mismatched and not verdict.is_repaired for verdict in self.verdicts):
             return EXIT_DIFFERENT
-        return choose_exit_code(self.errors.values(), some_landed=bool(self.verdicts)) if self.errors else EXIT_OK
+        if self.errors:
+            return choose_exit_code(self.errors.values(), some_landed=bool(self.verdicts))
+        return EXIT_PARTIAL if any(verdict.is_undecided for verdict in self.verdicts) else EXIT_OK
 
 
 def verify(

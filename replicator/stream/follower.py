@@ -10,7 +10,7 @@ import psycopg
 
 from replicator.apply.control import Control
 from replicator.apply.stream_control import STREAM_LOCK, StreamControl
-from replicator.apply.stream_load import Landed, StreamLoader
+from replicator.apply.stream_load import TARGET_CHANGED, Landed, StreamLoader
 from replicator.apply.target import take_replica_role
 from replicator.capture.collector import Collector
 from replicator.capture.intake import Intake
@@ -169,7 +169,8 @@ class StreamFollower:
         """
         table = error.table
         is_parted = table in changes.segments and not changes.is_open and self.joiner is not None
-        if not (is_parted and loader.replica and self.session.parks and is_of_one_table(error)):
+        is_its_own = is_of_one_table(error) or error.id == TARGET_CHANGED
+        if not (is_parted and loader.replica and self.session.parks and is_its_own):
             return False
         assert table is not None
         if isinstance(error, DataRefused) and changes.commit_lsn is not None:

@@ -26,7 +26,7 @@ from replicator.capture.source_state import Pair, SlotFacts, read_pair, read_slo
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes
 from replicator.db import Connection, translated
-from replicator.errors import OperatorError, PassingError, ReplicatorError, unexpected
+from replicator.errors import PassingError, ReplicatorError, unexpected
 from replicator.position import Lsn
 from replicator.stream.join import TableJoiner
 from replicator.stream.join_board import JoinBoard, LoadedTable
@@ -108,7 +108,7 @@ class LoadingThread(threading.Thread):
             is_begun = self._loader.is_open
             try:
                 return self._loader.load(changes)
-            except OperatorError as error:
+            except ReplicatorError as error:
                 # What has landed piece by piece is rolled back with the rest, and is here no more.
                 if is_begun or error.table is None or not self._leave_out(error, changes):
                     raise

@@ -1,4 +1,4 @@
-"""A listener over thousands of small tables: how it starts, and what the first transaction that touches all of them costs."""
+"""A listener over thousands of small tables: how it starts, and what the first transaction over all of them costs."""
 
 from __future__ import annotations
 
