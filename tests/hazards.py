@@ -63,6 +63,7 @@ HAZARDS = {
     "S23": "the source fails over to a standby",
     "S24": "several rows have one position",
     "S25": "a range is read again while commits are visible later than they are logged",
+    "S30": "one table that cannot be streamed is among many that can",
     "V1": "every built-in type has values at its edges, and arrays",
     "V2": "enums, composites and domains are nested",
     "V3": "types come from extensions",

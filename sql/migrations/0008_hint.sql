@@ -2,4 +2,4 @@
 -- psql: \set control replicator
 
 alter table :"control".etl_control rename column error_mend to error_hint;
-alter table :"control".run_request rename column error_mend to error_hint;
+alter table :"control".started_run rename column error_mend to error_hint;

@@ -211,5 +211,10 @@ where pipeline = :'pipeline' and observed_at < (
 
 -- name: forget_table
 with streamed as (delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name'),
-     refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name')
-delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name' returning table_name;
+     refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name'),
+     copied as (delete from :"control".copying_table where pipeline = :'pipeline' and table_name = :'table_name'),
+     parked as (delete from :"control".parked_table where pipeline = :'pipeline' and table_name = :'table_name'
+                returning table_name),
+     known as (delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name'
+               returning table_name)
+select table_name from known union select table_name from parked;
