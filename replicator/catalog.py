@@ -144,14 +144,6 @@ def format_types(connection: Connection, types: Sequence[tuple[int, int]]) -> li
     return [row["spelling"] for row in rows]
 
 
-def find_casts(connection: Connection, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return those pairs of types, as this server spells them, of which it casts the first to the second."""
-    if not pairs:
-        return []
-    rows = _read(connection, "find_casts", olds=[old for old, _ in pairs], news=[new for _, new in pairs])
-    return [(row["old"], row["new"]) for row in rows]
-
-
 def list_row_changers(connection: Connection, relation: Relation) -> tuple[list[str], list[str]]:
     """Return the names of triggers, and of rules, that can change or drop a row on its way in in this session."""
     rows = _read(connection, "row_changers", oid=relation.oid, oids=[member.oid for member in relation.members])

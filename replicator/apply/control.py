@@ -279,6 +279,10 @@ class Control:
             attempts=attempts,
         )
 
+    def drop_running(self, batch_ids: Sequence[int]) -> None:
+        """Take back the rows of reads that came to nothing."""
+        self._execute("drop_running", batch_ids=list(batch_ids))
+
     def skip_batch(self, batch_id: int, reason: str) -> None:
         """Record that a table was left to somebody else."""
         self._execute("skip_batch", batch_id=batch_id, reason=reason)

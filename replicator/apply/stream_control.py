@@ -154,6 +154,12 @@ class StreamControl:
         """Make a table part of the stream."""
         self._execute("save_table", table_name=table, since=str(since), definition=definition, is_stale=is_stale)
 
+    def join_table(self, table: str, since: Lsn, definition: str) -> None:
+        """Make a table part of the stream that was read beside it, and note that its trouble is over."""
+        self.save_table(table, since, definition)
+        self.unpark_table(table)
+        self.end_table_copy(table)
+
     def save_seen(self, table: str, snapshot: str, until: Lsn, epoch: int) -> None:
         """Note what a read of the table by itself saw, inside the transaction of its rows.
 
@@ -282,9 +288,9 @@ class StreamControl:
             error_message=error.message,
         )
 
-    def read_refused(self) -> Row | None:
-        """Return the change that the stream could not get past when it was last tried; None when there is none."""
-        return self._execute("read_refused").fetchone()
+    def read_refused(self) -> list[Row]:
+        """Return the changes that the stream could not get past, at most one a table, the newest first."""
+        return self._execute("read_refused").fetchall()
 
     def read_quarantine(self) -> list[Row]:
         """Return the rows that wait."""

@@ -400,6 +400,8 @@ class StreamLoader:
                     )  # fmt: skip
                 for table in changes.stale:
                     self.control.mark_stale(table)
+                for table, definition in changes.joined.items():
+                    self.control.join_table(table, position, definition)
                 self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,7 +16,6 @@ from replicator.apply.rekey import fit_rows
 from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
 from replicator.batch import Shape
 from replicator.catalog import (
-    find_casts,
     find_missing_schemas,
     find_relations,
     format_types,
@@ -129,9 +128,12 @@ def check_apart(connection: Connection, job: Job, system_identifier: str) -> Non
 
 
 def plan_target(
-    connection: Connection, job: Job, planned_enums: Sequence[EnumChange] = ()
+    connection: Connection, job: Job, planned_enums: Sequence[EnumChange] = (), *, rebuilds: bool = False
 ) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
-    """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name."""
+    """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name.
+
+    rebuilds: all rows are read again, so that columns may be emptied for another type.
+    """
     types = resolve_types(connection, job.mapping.outputs, job.mapping.relation.types, planned_enums)
     existing = read_relation(connection, *job.target)
     if existing is None:
@@ -140,9 +142,6 @@ def plan_target(
     if existing.row_security:
         raise _hidden_target(job)
     current = spell_columns(connection, existing)
-    changed = [
-        (current[name], new) for name, t in types.items() if name in current and current[name] != (new := t.spelling)
-    ]
     evolution = plan_evolution(
         job.mapping,
         job.settings,
@@ -153,7 +152,7 @@ def plan_target(
         same_source=job.record.source_oid == job.mapping.relation.oid,
         had_key=job.record.state.strategy in (XMIN, WATERMARK),
         created_by_us=job.record.created_by_us,
-        casts=find_casts(connection, changed),
+        rebuilds=rebuilds,
     )
     if evolution.rekeyed:
         evolution = fit_rows(connection, job, existing, evolution)
@@ -290,6 +289,19 @@ def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[l
             seen |= group_of[oid]
             groups.append([by_oid[o] for o in _parents_first(group_of[oid], ties)])
     return groups
+
+
+def find_tied(connection: Connection, targets: Mapping[str, tuple[str, str]]) -> list[set[str]]:
+    """Return the groups of tables whose targets foreign keys tie together. targets: by table, those that there are."""
+    oids = find_relations(connection, targets.values())
+    tables = {oids[target]: table for table, target in targets.items() if target in oids}
+    group_of = {oid: {table} for oid, table in tables.items()}
+    for child, parent in read_foreign_keys(connection, tables):
+        joined = group_of[child] | group_of[parent]
+        for oid, table in tables.items():
+            if table in joined:
+                group_of[oid] = joined
+    return [set(group) for group in {frozenset(group) for group in group_of.values()}]
 
 
 def _parents_first(oids: set[int], ties: Sequence[tuple[int, int]]) -> list[int]:

@@ -206,6 +206,11 @@ def plan_publication(
     return changes
 
 
+def has_publication(connection: Connection, name: str) -> bool:
+    """Say whether the publication is there."""
+    return bool(_read(connection, "publication", publication=name))
+
+
 def may_publish(connection: Connection, name: str, oids: Sequence[int]) -> bool:
     """Say whether the role may make the publication, or change the one that is there, for these tables."""
     return any(row["may_publish"] for row in _read(connection, "publish_rights", publication=name, oids=list(oids)))

@@ -313,6 +313,10 @@ class TableReader:
         either = sql.SQL("({}) OR ({})").format(due, since_xid(reading))
         return self._copy(self._select(shape, either, due=due), shape)
 
+    def count_rows(self) -> int:
+        """Return how many rows the table has, whatever its columns."""
+        return int(self._rows(self.mapping.select([sql.SQL("count(*) AS rows")]))[0]["rows"])
+
     def sum_rows(self, shape: Shape, *, by_row: bool) -> Totals:
         """Return the totals of the whole table."""
         hashed = self._hash(shape, self._outputs(shape)) if by_row else self._hash_key(shape)

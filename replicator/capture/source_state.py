@@ -176,6 +176,20 @@ def read_pair(connection: Connection) -> Pair:
     return Pair(int(row["xid"]), row["clock"], read_end_of_wal(connection))
 
 
+def read_next_xid(connection: Connection) -> int:
+    """Return the transaction id up to which all have begun by now, 64 bits wide."""
+    row = _ask(connection, "xid_bounds")
+    assert row is not None
+    return int(row["next_xid"])
+
+
+def read_oldest_xid(connection: Connection) -> int:
+    """Return the oldest transaction id that is still running, prepared ones included; the next one if none is."""
+    row = _ask(connection, "xid_bounds")
+    assert row is not None
+    return int(row["oldest_xid"])
+
+
 def send_heartbeat(connection: Connection) -> None:
     """Write a message into the WAL, so that the stream of an idle database moves on."""
     _ask(connection, "heartbeat")

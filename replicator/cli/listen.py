@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from replicator.cli.output import print_json, print_table
+from replicator.cli.output import as_text, print_json, print_table
 from replicator.cli.session import alarm_beside, open_run, open_settings
 from replicator.cli.sync import stop_on_signal
 from replicator.errors import EXIT_OK, UsageError
@@ -37,8 +37,9 @@ def run_listen(
             jobs=default_jobs(),
             stop=stop,
         )
-        _print_result(listener.run(), as_json=as_json)
-    return EXIT_OK
+        result = listener.run()
+        _print_result(result, as_json=as_json)
+    return result.exit_code if listener.is_bounded else EXIT_OK
 
 
 def _read_lsn(text: str) -> Lsn:
@@ -61,8 +62,16 @@ def _print_result(result: ListenResult, *, as_json: bool) -> None:
                 "position": position,
                 "transactions": result.transactions,
                 "tables": [{"table": table, "changes": rows} for table, rows in sorted(result.rows.items())],
+                "parked": [
+                    {"table": p.table, "since": p.since, "lsn": p.lsn, "id": p.id, "message": p.message, "hint": p.hint}
+                    for p in result.parked.values()
+                ],
             }
         )
         return
     print_table(("table", "changes"), sorted(result.rows.items()), right=("changes",))
+    for parked in result.parked.values():
+        print(as_text(f"\nparked: {parked.table}: {parked.message}"))
+        if parked.hint:
+            print(as_text(f"  hint: {parked.hint}"))
     print(f"\n{result.transactions:,} transactions; all up to {position or 'the start'} is in the target")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import psycopg
 
@@ -19,12 +20,16 @@ from replicator.capture.walsender import WalSender
 from replicator.changes import Changes, KeyText
 from replicator.db import Connection, closing, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError
-from replicator.position import Lsn
+from replicator.position import Lsn, Origin
+from replicator.relation import PARTITIONED, TABLE
 from replicator.stream.definition import define, is_redefined
-from replicator.stream.loop import LoadingThread, Search, Stream, Until, Watch, narrow
+from replicator.stream.join import TableJoiner
+from replicator.stream.join_board import JoinBoard, LoadedTable
+from replicator.stream.loop import Changed, LoadingThread, Search, Stream, Until, Watch, narrow
 from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
-from replicator.stream.table import VERSION, Newcomers, spell_key
+from replicator.stream.table import VERSION, Newcomers, spell_key, streams_binary
+from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import prepare_jobs
 
 
@@ -57,22 +62,13 @@ class StreamFollower:
         lookup = Lookup(self.access, delivered, self.stop)
         self.session.stack.callback(lookup.close)
         loader = self._open_loader(lookup)
-        by_oid = self._index_members()
-        newcomers = Newcomers(self.tables)
-
-        def resolve(message: RelationMessage) -> Intake | None:
-            table = by_oid.get(message.oid)
-            root = newcomers.find_root(message, is_known=table is not None)
-            if root is not None and not collector.passes_over(root):
-                collector.discard(root)
-            if table is None:
-                return None
-            intake = self.tables[table].make_intake(message)
-            if intake is None and not collector.passes_over(table):
-                collector.discard(table)
-            return intake
-
-        collector = Collector(resolve, position, self.started.origins, delivered)
+        self.by_oid = self._index_members()
+        self.newcomers = Newcomers(self.tables)
+        self.collector = Collector(self._resolve, position, self.started.origins, delivered)
+        board = JoinBoard()
+        self.joiner = None
+        if self.search is None:
+            self.joiner = TableJoiner(self.session, board, self.started, delivered, binary=self._streams_binary())
         watch = Watch(
             self.session.stack.enter_context(closing(self.access.open())),
             self.settings.slot_name,
@@ -81,23 +77,28 @@ class StreamFollower:
             self.log,
         )
         with self._start_stream(position) as sender:
-            loading = LoadingThread(loader, sender, position, self._tell)
+            loading = LoadingThread(loader, sender, position, self._tell, board.note_landed)
             stream = Stream(
                 sender,
-                collector,
+                self.collector,
                 loading,
                 watch,
                 cap_bytes=self.settings.listen.batch_bytes // 2,
                 until=self.until,
                 search=self.search,
                 stop=self.stop,
+                joiner=self.joiner,
+                board=board,
+                admit=partial(self._admit, loader, lookup),
             )
             loading.start()
             watch.start()
+            if self.joiner is not None:
+                self.joiner.start()
             try:
                 stream.run()
             except OperatorError as error:
-                if error.table is not None and error.table in self._look_for_changes():
+                if error.table is not None and error.table in self._look_for_changes().redefined:
                     # The target refused what a changed definition explains: a new enum label, a wider type.
                     self._mark_stale(error.table)
                     return Outcome.AGAIN
@@ -106,6 +107,8 @@ class StreamFollower:
                     return Outcome.AGAIN
                 raise
             finally:
+                if self.joiner is not None:
+                    self.joiner.finish()
                 watch.finish()
                 loading.finish()
                 if loading.error is None:
@@ -116,7 +119,43 @@ class StreamFollower:
                 self.session.result.position = loading.position
             if loading.error is not None:
                 raise loading.error
-        return self._conclude(bool(loading.landed_stale))
+        return self._conclude(has_more=board.needs_restart or self.joiner is None)
+
+    def _resolve(self, message: RelationMessage) -> Intake | None:
+        """Return the intake of a relation that is described; None when its changes are not taken as they come."""
+        collector = self.collector
+        table = self.by_oid.get(message.oid)
+        is_known = table is not None or collector.keeps(message.oid)
+        root = self.newcomers.find_root(message, is_known=is_known)
+        if root is not None and not (collector.is_live(root) and collector.passes_over(root)):
+            collector.discard(root)
+        if table is None or not collector.is_live(table):
+            return None
+        intake = self.tables[table].make_intake(message)
+        if intake is None and not collector.passes_over(table):
+            collector.discard(table)
+        return intake
+
+    def _admit(self, loader: StreamLoader, lookup: Lookup, loaded: LoadedTable, received: Lsn) -> bool:
+        """Make a loaded table live with the batch in hand; False: it is to be read again.
+
+        received: all before it is in hand or in the target.
+        """
+        streamed, collector = loaded.streamed, self.collector
+        if not collector.adopt(loaded.window, streamed.make_intake, loaded.has, Origin(received)):
+            return False
+        job, version = streamed.job, streamed.layout.version
+        loader.introduce(job, version)
+        loader.follow_sequences(loaded.table, streamed.sequences)
+        lookup.introduce(loaded.table, version, job.mapping, streamed.shape, loaded.spellings)
+        self.tables[loaded.table] = streamed
+        self.started.definitions[loaded.table] = loaded.definition
+        self.by_oid |= dict.fromkeys(loaded.window.oids, loaded.table)
+        self.newcomers.expect(loaded.table, job.mapping.relation)
+        collector.changes.joined[loaded.table] = loaded.definition
+        if collector.changes.position is None:
+            collector.changes.position = received
+        return True
 
     def _seek(self, error: DataRefused, failed: Changes, key: KeyText | None) -> None:
         """Go on with the search for a refused row's transaction. Raises the error, located, once it is found."""
@@ -135,17 +174,18 @@ class StreamFollower:
             self.streams.save_refused(error.table or "-", key, failed.commit_lsn, located)
         raise located from error
 
-    def _conclude(self, has_stale: bool) -> Outcome:
-        has_searched, self.search = self.search is not None, None
+    def _conclude(self, *, has_more: bool) -> Outcome:
+        """Say how the session ended. has_more: it ended for the next one to go on."""
+        self.search = None
         if self.stop.is_set():
             return Outcome.DONE
-        if has_stale or has_searched:
+        if has_more:
             return Outcome.AGAIN
         # A bounded stream has reached its end; what changed without a message is made up for now.
-        for table in self._look_for_changes():
+        found = self._look_for_changes()
+        for table in found.redefined:
             self._mark_stale(table)
-            has_stale = True
-        return Outcome.AGAIN if has_stale else Outcome.DONE
+        return Outcome.AGAIN if found.redefined or found.new else Outcome.DONE
 
     def _mark_stale(self, table: str) -> None:
         with translated("target"):
@@ -214,15 +254,10 @@ class StreamFollower:
     def _streams_binary(self) -> bool:
         """Say whether every table can take its cells in binary: one stream has one format.
 
-        Rules need a cell's text, and so does the key of a row in quarantine, or of one that is sought.
+        The key of a row that is sought is needed as text.
         """
-        return self.search is None and all(
-            table.shape.binary
-            and not table.layout.rules
-            and not table.layout.from_source
-            and table.job.settings.on_row_error != "quarantine"
-            for table in self.tables.values()
-        )
+        is_free = self.search is None and not self.session.memory.needs_text
+        return is_free and all(map(streams_binary, self.tables.values()))
 
     def _index_members(self) -> dict[int, str]:
         """Return the table of every relation that the stream may speak of."""
@@ -232,23 +267,33 @@ class StreamFollower:
             for oid in (table.job.mapping.relation.oid, *(m.oid for m in table.job.mapping.relation.members))
         }
 
-    def _find_changed(self, connection: Connection) -> set[str]:
-        """Return the tables whose definition is not the one that was copied, and those that a resync asks for."""
-        chosen = [table.chosen for table in self.tables.values()]
-        records = {name: table.job.record for name, table in self.tables.items()}
-        jobs = prepare_jobs(connection, chosen, records, mask_key=self.access.mask_key, lenient=True)
-        memberships = self.session.read_memberships(connection, jobs)
+    def _find_changed(self, connection: Connection) -> Changed:
+        """Return the tables whose definition is not the one that was copied, those that a resync asks for, new ones."""
         with translated("target"):
-            asked_for = {name for name, table in self.streams.read_tables().items() if table.is_stale}
-        return {
-            table.table
-            for table in chosen
-            if table.table not in jobs
-            or table.table in asked_for
-            or is_redefined(self.started.definitions[table.table], define(jobs[table.table], memberships))
+            known = self.streams.read_tables()
+            parked = self.streams.read_parked().keys()
+        inventory = take_inventory(connection, self.settings)
+        chosen = {one.table: one for one in inventory.tables if one.kind in (TABLE, PARTITIONED)}
+        live = {name: table for name, table in dict(self.tables).items() if not self._is_joining(name)}
+        there = [chosen[name] for name in live if name in chosen]
+        records = {name: table.job.record for name, table in live.items()}
+        jobs = prepare_jobs(connection, there, records, mask_key=self.access.mask_key, lenient=True)
+        memberships = self.session.read_memberships(connection, jobs)
+        redefined = {
+            name
+            for name in live
+            if name not in jobs
+            or (name in known and known[name].is_stale)
+            or is_redefined(self.started.definitions[name], define(jobs[name], memberships))
         }
+        new = chosen.keys() - live.keys() - parked - self.session.memory.skipped
+        return Changed(frozenset(redefined), frozenset(name for name in new if not self._is_joining(name)))
 
-    def _look_for_changes(self) -> set[str]:
+    def _is_joining(self, table: str) -> bool:
+        is_waiting = self.joiner is not None and self.joiner.is_joining(table)
+        return is_waiting or not self.collector.is_live(table)
+
+    def _look_for_changes(self) -> Changed:
         with translated("source"):
             return self._find_changed(self.watcher)
 

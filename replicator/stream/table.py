@@ -15,14 +15,14 @@ from replicator.catalog import format_types
 from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError
-from replicator.relation import PARTITIONED, Column
+from replicator.relation import PARTITIONED, Column, Relation
 from replicator.rules import TEXT_OID, compile_cell_rule, expression_masks, needs_source
 from replicator.sync.inventory import Chosen
 
 GENERATED_SINCE = 180000
 """The server version from which a publication can hold stored generated columns."""
 VERSION = 1
-"""Every table has one shape in a session: with another one it is read again, in the next session."""
+"""Of the shape that a table has when a session begins; one that is read again beside the stream gets another."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,15 @@ class Newcomers:
     """
 
     def __init__(self, tables: Mapping[str, StreamedTable]) -> None:
-        relations = ((name, table.job.mapping.relation) for name, table in tables.items())
-        self._roots = {relation.oid: name for name, relation in relations if relation.kind == PARTITIONED}
+        self._roots: dict[int, str] = {}
         self._root: RelationMessage | None = None
+        for name, table in tables.items():
+            self.expect(name, table.job.mapping.relation)
+
+    def expect(self, table: str, relation: Relation) -> None:
+        """Look out for new partitions of one more table."""
+        if relation.kind == PARTITIONED:
+            self._roots[relation.oid] = table
 
     def find_root(self, message: RelationMessage, *, is_known: bool) -> str | None:
         """Return the table that a relation is a new partition of, if it is one. Is told of every relation in order."""
@@ -97,10 +103,12 @@ def make_streamed(
     version: int,
     mask_key: bytes | None,
     digest: Digest,
+    layout_version: int = VERSION,
 ) -> StreamedTable | None:
     """Return the table made ready; None when its target asks for more than the stream can bring: it is read again.
 
-    published: columns of the publication's list, None for all. version: the source's.
+    published: columns of the publication's list, None for all. version: the source's. layout_version: another one for
+    every shape that the table has in a session.
     """
     evolution, existing, types = plan_target(target, job)
     if existing is None or evolution.before or evolution.after or evolution.rekeyed:
@@ -119,7 +127,7 @@ def make_streamed(
     names = [output.name for output in outputs]
     layout = Layout(
         table=job.table,
-        version=VERSION,
+        version=layout_version,
         columns=tuple(output.source.name for output in outputs),
         rules=rules,
         constant=frozenset(n for n, o in enumerate(outputs) if job.settings.mask.get(o.source.name) == "null"),
@@ -131,6 +139,16 @@ def make_streamed(
     spellings = {column.name: column.spelling for column in shaped.columns}
     fed = find_sequences(target, job.table, existing, spellings) if job.settings.sync_sequences else []
     return StreamedTable(chosen, job, layout, shape, expected, tuple(fed))
+
+
+def streams_binary(table: StreamedTable) -> bool:
+    """Say whether a table can take its cells in binary: rules need their text, and so does a key in quarantine."""
+    return (
+        table.shape.binary
+        and not table.layout.rules
+        and not table.layout.from_source
+        and table.job.settings.on_row_error != "quarantine"
+    )
 
 
 def expect_columns(job: Job, published: tuple[str, ...] | None, version: int) -> list[Column]:

@@ -289,7 +289,11 @@ class Round:
         connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{max(1, wait_ms)}ms"])
         replica = take_replica_role(connection)
         return Session(
-            connection, Control(connection, self.control.schema, self.control.pipeline), self.digest, replica
+            connection,
+            Control(connection, self.control.schema, self.control.pipeline),
+            self.digest,
+            replica,
+            rebuilds=self.run.path == "resync",
         )
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:

@@ -228,12 +228,3 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where con.contype = 'f' and con.conparentid = 0 and con.confrelid = :'oid'::oid
 order by 1, 2, 3, 4;
 
--- name: find_casts
--- olds, news: parallel arrays of types. Those pairs for which old::new is there: to itself with another length, by a
--- cast, or because one of them is a string (PostgreSQL documentation, CREATE CAST: I/O conversion casts).
-select w.old, w.new
-from unnest(:'olds'::text[], :'news'::text[]) as w (old, new)
-join pg_catalog.pg_type o on o.oid = pg_catalog.to_regtype(w.old)
-join pg_catalog.pg_type n on n.oid = pg_catalog.to_regtype(w.new)
-where o.oid = n.oid or 'S' in (o.typcategory, n.typcategory)
-   or exists (select from pg_catalog.pg_cast c where c.castsource = o.oid and c.casttarget = n.oid);

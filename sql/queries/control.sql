@@ -218,3 +218,7 @@ with streamed as (delete from :"control".stream_table where pipeline = :'pipelin
      known as (delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name'
                returning table_name)
 select table_name from known union select table_name from parked;
+
+-- name: drop_running
+-- Rows of a read that came to nothing; what it came to nothing by is told elsewhere.
+delete from :"control".etl_control where batch_id = any(:'batch_ids'::bigint[]) and status = 'running';

@@ -35,7 +35,9 @@ select 1 as held from :"control".listener where pipeline = :'pipeline' for updat
 
 -- name: save_position
 -- In the transaction of the data. repair_xid: null keeps what is there. A stream that goes on is past what it refused.
-with passed as (delete from :"control".quarantine where pipeline = :'pipeline' and stops)
+with passed as (
+    delete from :"control".quarantine q where q.pipeline = :'pipeline' and q.stops
+      and not exists (select from :"control".parked_table p where p.pipeline = q.pipeline and p.table_name = q.table_name))
 update :"control".listener set
     position = :'position'::text::pg_lsn, fresh_at = greatest(fresh_at, :'fresh_at'::timestamptz),
     repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid)
@@ -118,8 +120,8 @@ where not exists (select from same);
 -- The same change again counts in `changes`.
 insert into :"control".quarantine as r (pipeline, table_name, key, lsn, error_code, error_message, stops)
 values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message', true)
-on conflict (pipeline) where stops do update set
-    table_name = excluded.table_name, key = excluded.key, lsn = excluded.lsn, error_code = excluded.error_code,
+on conflict (pipeline, table_name) where stops do update set
+    key = excluded.key, lsn = excluded.lsn, error_code = excluded.error_code,
     error_message = excluded.error_message, last_at = clock_timestamp(),
     first_at = case when r.lsn = excluded.lsn then r.first_at else clock_timestamp() end,
     changes = case when r.lsn = excluded.lsn then r.changes + 1 else 1 end;
@@ -127,7 +129,7 @@ on conflict (pipeline) where stops do update set
 -- name: read_refused
 select table_name, nullif(key, 'null'::jsonb) as key, lsn::text as lsn, error_code, error_message, first_at, last_at,
     changes as attempts
-from :"control".quarantine where pipeline = :'pipeline' and stops;
+from :"control".quarantine where pipeline = :'pipeline' and stops order by last_at desc;
 
 -- name: read_quarantine
 select quarantine_id, table_name, key, lsn::text as lsn, error_code, error_message, first_at, last_at, changes
@@ -177,6 +179,7 @@ on conflict (pipeline, table_name) do update set
     attempts = case when p.error_id = excluded.error_id then p.attempts + 1 else 1 end, is_requested = false;
 
 -- name: unpark_table
+with passed as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name' and stops)
 delete from :"control".parked_table where pipeline = :'pipeline' and table_name = :'table_name';
 
 -- name: list_parked

@@ -145,3 +145,11 @@ select pg_catalog.set_config('synchronous_commit', 'local', true),
 select case when pg_catalog.pg_is_in_recovery() then (select c.timeline_id from pg_catalog.pg_control_checkpoint() c)
             else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
        end as timeline;
+
+-- name: xid_bounds
+-- Transactions below oldest_xid have ended, prepared ones too; those from next_xid on have not begun. A snapshot's xmax
+-- is not next_xid: above it are those that have begun since the youngest that has ended.
+select pg_catalog.pg_snapshot_xmin(s.snapshot)::text as oldest_xid,
+       (s.xmax + ((3 + pg_catalog.age('3'::xid)::bigint - s.xmax) & 4294967295))::text as next_xid
+from (select p.snapshot, pg_catalog.pg_snapshot_xmax(p.snapshot)::text::bigint as xmax
+      from (select pg_catalog.pg_current_snapshot() as snapshot) as p) as s;
