@@ -6,19 +6,20 @@ that may not replicate one line says all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from psycopg import sql
 
 from replicator.apply.control import Control
 from replicator.apply.job import Job
-from replicator.apply.stream_control import StreamControl
+from replicator.apply.stream_control import ParkedTable, StreamControl
 from replicator.capture.publication import (
     Identity,
     Published,
     check_identity,
     describe_lack,
+    has_publication,
     may_publish,
     plan_publication,
     plan_table,
@@ -38,26 +39,43 @@ from replicator.sync.planning import Plan, TablePlan
 _SHORTEST_TIMEOUT_MS = 5000
 
 
-def has_listener(settings: Settings, target: Connection) -> bool:
-    """Say whether the pipeline has a listener: one that ran, and whose slot was not dropped since."""
+@dataclass(frozen=True, slots=True)
+class KnownStream:
+    """What the control schema tells of a pipeline's stream.
+
+    has_slot: a listener made one, and nobody dropped it by `slot drop`. has_position: its first copy is complete.
+    parked: the tables that it leaves out now.
+    """
+
+    has_slot: bool = False
+    has_position: bool = False
+    parked: Mapping[str, ParkedTable] = field(default_factory=dict)
+
+
+def read_known_stream(settings: Settings, target: Connection) -> KnownStream:
+    """Return what is known of the pipeline's stream; nothing in a control schema of another version."""
     schema, pipeline = settings.target.control_schema, settings.pipeline
     with translated("target"):
         control = Control(target, schema, pipeline)
         if not control.exists() or control.list_pending():
-            return False
-        state = StreamControl(target, schema, pipeline).read_state()
-    return state is not None and state.slot_name is not None
+            return KnownStream()
+        streams = StreamControl(target, schema, pipeline)
+        state = streams.read_state()
+        if state is None or state.slot_name is None:
+            return KnownStream()
+        return KnownStream(True, state.position is not None, streams.read_parked())
 
 
 def check_stream(settings: Settings, source: Connection, target: Connection, plan: Plan) -> Iterator[Finding]:
-    """Find what would stop `listen`, or make it dear."""
-    is_needed = has_listener(settings, target)
+    """Find what would stop `listen`, make it park a table, or make it dear."""
+    known = read_known_stream(settings, target)
     with translated("source"):
-        facts = read_source(source)
+        facts, room = read_source(source), read_stream_facts(source, settings.slot_name)
+        is_needed = known.has_slot or room.has_slot
         if not facts.may_replicate and not is_needed:
             yield _sum_up(facts)
             return
-        check = _StreamCheck(settings, source, facts, is_needed)
+        check = _StreamCheck(settings, source, facts, room, known, is_needed)
         yield from check.find(plan)
     if not check.is_stopped:
         yield Finding("stream", "ok", "`listen` has all that it needs on the source")
@@ -77,22 +95,29 @@ def _sum_up(facts: SourceFacts) -> Finding:
 class _StreamCheck:
     """The source's side of a stream.
 
-    is_needed: a listener has run, so what would stop it is an error. is_stopped: something was found that would.
+    is_needed: there is a slot, so what would stop the listener or park a table is an error. is_stopped: something was
+    found that would. troubled: tables of which a finding says why they would be parked.
     """
 
     settings: Settings
     source: Connection
     facts: SourceFacts
+    room: StreamFacts
+    known: KnownStream
     is_needed: bool
     is_stopped: bool = False
+    troubled: set[str] = field(default_factory=set)
 
     def find(self, plan: Plan) -> Iterator[Finding]:
         """Find what the server tells, then what the tables tell."""
         for error in self.facts.gaps:
             yield self._stop(error)
-        room = read_stream_facts(self.source, self.settings.slot_name)
-        for finding in check_room(room):
+        for finding in check_room(self.room):
             yield self._weigh(finding)
+        if self.known.has_position and not self.room.has_slot:
+            message = f"the replication slot {self.settings.slot_name} is gone: changes since then would be lost"
+            yield self._weigh(Finding("slot_missing", "error", message, "replicator listen --repair-gap"))
+        self.troubled.update(table.table for table in plan.tables if table.error is not None)
         followed = []
         for table in plan.tables:
             if table.job is None:
@@ -107,6 +132,14 @@ class _StreamCheck:
             else:
                 followed.append(table)
         yield from self._check_tables(followed)
+        yield from self._check_parked()
+
+    def _check_parked(self) -> Iterator[Finding]:
+        """Find tables that are parked for a reason that only the listener meets, like a row that is refused."""
+        for name, parked in self.known.parked.items():
+            if name not in self.troubled:
+                message = f"the listener has parked the table: {parked.message} ({parked.id})"
+                yield self._weigh(Finding("parked", "error", message, parked.hint, name))
 
     def _stop(self, error: ReplicatorError, table: str | None = None) -> Finding:
         """Return the finding of what would stop the listener."""
@@ -117,34 +150,66 @@ class _StreamCheck:
         if finding.severity != "error":
             return finding
         self.is_stopped = True
+        if finding.table is not None:
+            self.troubled.add(finding.table)
         if self.is_needed:
             return finding
-        return replace(finding, severity="warn", message=f"{finding.message} (only needed for `listen`)")
+        return replace(finding, severity="warn", message=f"{finding.message} ({self._name_consequence(finding)})")
+
+    def _name_consequence(self, finding: Finding) -> str:
+        if finding.table is None:
+            return "only needed for `listen`"
+        return "`listen` would park it" if self.settings.listen.on_table_error == "park" else "`listen` would stop"
 
     def _check_tables(self, tables: Sequence[TablePlan]) -> Iterator[Finding]:
         jobs = {table.table: table.job for table in tables if table.job is not None}
         oids = [job.mapping.relation.oid for job in jobs.values()]
         identities = read_identities(self.source, oids)
         wanted = {name: _plan_published(job, identities[job.mapping.relation.oid]) for name, job in jobs.items()}
-        yield from self._check_publication(oids, list(wanted.values()))
         there = read_published(self.source, self.settings.publication_name)
+        yield from self._check_publication(jobs, wanted, there)
         for table in tables:
             if table.job is not None:
                 published = self._find_columns(table.job, wanted[table.table], there)
                 yield from self._check_table(table, table.job, identities[table.job.mapping.relation.oid], published)
 
-    def _check_publication(self, oids: Sequence[int], wanted: Sequence[Published]) -> Iterator[Finding]:
-        name = self.settings.publication_name
+    def _check_publication(
+        self, jobs: Mapping[str, Job], wanted: Mapping[str, Published], there: dict[tuple[str, str], tuple[str, ...]]
+    ) -> Iterator[Finding]:
+        name, tables = self.settings.publication_name, list(wanted.values())
+        oids = [job.mapping.relation.oid for job in jobs.values()]
         try:
-            changes = plan_publication(self.source, name, wanted, self.facts.version_number) if wanted else []
-        except ReplicatorError as error:
-            yield self._stop(error)
+            changes = plan_publication(self.source, name, tables, self.facts.version_number) if wanted else []
+        except ReplicatorError:
+            yield from self._check_each_published(jobs, wanted)
             return
         if changes and may_publish(self.source, name, oids):
             statements = "; ".join(one.as_string() for one in changes)
             yield Finding("publication", "ok", f"`listen` will make or change publication {name}: {statements}")
-        elif changes:
+        elif changes and not has_publication(self.source, name):
             yield self._stop(describe_lack(name, changes))
+        elif changes:
+            lacking = {table: one for table, one in wanted.items() if not _is_published(one, there)}
+            yield from self._check_each_published(jobs, lacking)
+
+    def _check_each_published(self, jobs: Mapping[str, Job], wanted: Mapping[str, Published]) -> Iterator[Finding]:
+        """Find the tables that the publication lacks and the role may not add: one finding a table."""
+        name = self.settings.publication_name
+        told: set[str] = set()
+        for table, one in wanted.items():
+            try:
+                changes = plan_publication(self.source, name, [one], self.facts.version_number)
+            except ReplicatorError as error:
+                # What the publication leaves out of every table is one finding.
+                if error.what not in told:
+                    yield self._stop(error, table if f"{one.schema}.{one.name}" in error.what else None)
+                told.add(error.what)
+                continue
+            if changes and not may_publish(self.source, name, [jobs[table].mapping.relation.oid]):
+                statements = "; ".join(change.as_string() for change in changes)
+                message = f"publication {name} does not hold the table, or not all of its columns, and the role may not"
+                hint = f"as their owner: {statements}"
+                yield self._weigh(Finding("publication_missing", "error", f"{message} change that", hint, table))
 
     def _find_columns(
         self, job: Job, wanted: Published, there: dict[tuple[str, str], tuple[str, ...]]
@@ -197,6 +262,12 @@ class _StreamCheck:
             "; or ".join(mends),
             table,
         )
+
+
+def _is_published(wanted: Published, there: Mapping[tuple[str, str], Sequence[str]]) -> bool:
+    """Say whether the publication holds all that is wanted of a table."""
+    columns = there.get((wanted.schema, wanted.name))
+    return columns is not None and (wanted.columns is None or set(wanted.columns) <= set(columns))
 
 
 def _plan_published(job: Job, identities: Sequence[Identity]) -> Published:
