@@ -48,11 +48,6 @@ class PipelineMetrics:
         return replace(last, is_target_up=False, lag_s=lag_s, slot=slot, logs_dropped=count_dropped())
 
 
-def describe_pipeline(settings: Settings, target_conninfo: str) -> str:
-    """Return the pipeline's metrics once, as `PipelineMetrics.render` does."""
-    return PipelineMetrics(settings, target_conninfo).render()
-
-
 def read_figures(settings: Settings, target_conninfo: str) -> PipelineFigures:
     """Return the pipeline's figures; only that the target is down when it is."""
     timeout_s = settings.source.connect_timeout.total_seconds()

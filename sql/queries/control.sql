@@ -188,10 +188,6 @@ order by batch_id desc limit :'limit';
 select distinct on (table_name) * from :"control".etl_control
 where pipeline = :'pipeline' order by table_name, batch_id desc;
 
--- name: last_successes
-select table_name, max(completed_at) as completed_at from :"control".etl_control
-where pipeline = :'pipeline' and status = 'success' group by table_name;
-
 -- name: record_observation
 insert into :"control".observation (pipeline, system_identifier, observed_at, transactions, prepared)
 values (:'pipeline', :'system_identifier', :'observed_at', :'transactions'::text[], :'prepared')
