@@ -18,6 +18,25 @@ KIND_NAMES = {
     FOREIGN: "foreign table",
 }
 
+NAMING_TYPES = frozenset(
+    [
+        "regproc",
+        "regprocedure",
+        "regoper",
+        "regoperator",
+        "regclass",
+        "regtype",
+        "regrole",
+        "regnamespace",
+        "regconfig",
+        "regdictionary",
+        "regcollation",
+        "regdatabase",
+        "aclitem",
+    ]
+)
+"""Built-in types that hold numbers of objects and are written as their names: a rename makes no row version."""
+
 
 @dataclass(frozen=True, slots=True)
 class Type:
@@ -144,6 +163,19 @@ class Relation:
         while (found := self.types.get(oid)) is not None and found.base:
             oid, typmod = found.base, found.base_typmod
         return oid, typmod
+
+    def names_objects(self, type_oid: int) -> bool:
+        """Say whether values of a type are written with names of objects: by itself, or in an array, a part, a base."""
+        waiting, seen = [type_oid], set()
+        while waiting:
+            found = self.types.get(waiting.pop())
+            if found is None or found.oid in seen:
+                continue
+            seen.add(found.oid)
+            if found.schema == "pg_catalog" and found.name in NAMING_TYPES:
+                return True
+            waiting += [found.element, found.base, *(part for _, part, _ in found.parts)]
+        return False
 
     def index_on(self, column: str) -> Index | None:
         """Return an index that starts with the column, if there is one."""

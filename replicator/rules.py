@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ from psycopg import sql
 
 from replicator.config.table_setting import TableEntry, TableSettings
 from replicator.errors import ConfigError
-from replicator.relation import Column, Relation, Type
+from replicator.relation import NAMING_TYPES, Column, Relation, Type
 
 MASK_KEY_SETTING = "replicator.mask_key"
 _TEXT_TYPES = frozenset({"text", "varchar", "bpchar", "name", "citext"})
 _NAN_TYPES = frozenset({"float4", "float8", "numeric"})
 TEXT_OID = 25
+_NAMES_OBJECTS = re.compile(r"\b(?:" + "|".join(sorted(NAMING_TYPES)) + r")\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,27 @@ def needs_source(mapping: Mapping, table: TableSettings) -> bool:
     """Say whether only the source can compute the target's rows: `where`, and masks that are SQL expressions."""
     masks = expression_masks(table)
     return mapping.where is not None or any(output.source.name in masks for output in mapping.outputs)
+
+
+def find_naming_columns(mapping: Mapping, table: TableSettings) -> tuple[str, ...]:
+    """Return the source's columns whose copy is written with names of objects, which follow each rename.
+
+    By their type, or by an expression of the configuration that casts to such a type; `where` counts as a column.
+    """
+    relation, masks = mapping.relation, expression_masks(table)
+    naming = [column.name for column in relation.columns if relation.names_objects(column.type_oid)]
+
+    def speaks_of_objects(expression: str) -> bool:
+        return bool(_NAMES_OBJECTS.search(expression)) or any(name in expression for name in naming)
+
+    found = [
+        name
+        for name in (output.source.name for output in mapping.outputs)
+        if (speaks_of_objects(masks[name]) if name in masks else name in naming and table.mask.get(name) != "null")
+    ]
+    if table.where and speaks_of_objects(table.where):
+        found.append("where")
+    return tuple(found)
 
 
 def _cleaned(value: sql.Composable, base: Type | None, table: TableSettings) -> sql.Composable:

@@ -136,6 +136,12 @@ class Control:
         """Take a table's lock until the transaction ends, once whoever has it is done."""
         self._execute("lock_transaction", key=self.lock_key(f"table {table}"))
 
+    def try_tables(self, tables: Iterable[str]) -> list[str]:
+        """Take tables' locks until the transaction ends, as far as they are free; return the tables that are not."""
+        by_key = {self.lock_key(f"table {table}"): table for table in tables}
+        rows = self._execute("try_locks_transaction", keys=list(by_key)).fetchall()
+        return [by_key[row["key"]] for row in rows]
+
     def save_shape(self, table: str, columns: Sequence[Recorded], relation: Relation) -> None:
         """Note a table's columns and enum labels as they are copied from now on."""
         self._execute(
@@ -335,7 +341,7 @@ def label_enums(relation: Relation) -> dict[str, dict[str, str]]:
 
 
 def _write_columns(columns: Sequence[Recorded]) -> str:
-    return json.dumps([[c.number, c.source, c.target, c.spelling] for c in columns])
+    return json.dumps([[c.number, c.source, c.target, c.spelling, c.names_objects] for c in columns])
 
 
 def _number(migration: Path) -> int:

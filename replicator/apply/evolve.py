@@ -22,12 +22,16 @@ from replicator.strategy import watermark_type
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A copied column as it was at the last sync: the source's number and name, the target's name, the wanted type."""
+    """A copied column as it was at the last sync: the source's number and name, the target's name, the wanted type.
+
+    names_objects: its text is made of names of the source's objects.
+    """
 
     number: int
     source: str
     target: str
     spelling: str
+    names_objects: bool = False
 
 
 @dataclass(frozen=True, slots=True)

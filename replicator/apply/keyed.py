@@ -22,6 +22,7 @@ from replicator.apply.stream_control import StreamControl
 from replicator.apply.table_load import TableLoad, key_not_unique
 from replicator.batch import DUE_MARK
 from replicator.catalog import deletes_go_on
+from replicator.cell import is_text
 from replicator.db import TAKEN
 from replicator.digest import SLOTS, bucket_of, count_buckets, in_buckets
 from replicator.errors import DataRefused
@@ -66,7 +67,7 @@ class KeyedLoad(TableLoad):
         """Insert and update what was staged, and what is in quarantine."""
         if self.staged:
             with self.figures.phase("merge"):
-                if self.reading.audit and self.reading.since_xid is not None:
+                if self.reading.audit and not self.reading.audits_by_hashes:
                     missed = merge.count_missed(self.target, self.staging, DUE_MARK)
                     self.figures.rows_missed_before += self._count(missed)
                 self._upsert(self.staging, self.staged)
@@ -81,7 +82,7 @@ class KeyedLoad(TableLoad):
         self._run(merge.create_staging(self.target, keys, self.target.key))
         self._copy(
             merge.copy_into(merge.staging_name(keys), self.target.key, binary=False),
-            encode_rows(sorted(self.waiting - refused)),
+            encode_rows(sorted(key for key in self.waiting - refused if all(map(is_text, key)))),
         )
         buckets = count_buckets(self._count(merge.sum_target(self.target, sql.SQL("0"))))
         bucket = bucket_of(merge.hash_key(self.target, "s", self.shape.digest), buckets)
@@ -196,12 +197,8 @@ class KeyedLoad(TableLoad):
         with self.figures.phase("delete"):
             if self.reading.load_type == FULL:
                 self._remove_absent()
-            elif not self._audits_by_hashes:
+            elif not self.reading.audits_by_hashes:
                 self._remove_by_keys()
-
-    @property
-    def _audits_by_hashes(self) -> bool:
-        return self.reading.audit and self.reading.since_xid is None
 
     def _remove_absent(self) -> None:
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))

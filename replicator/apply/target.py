@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -13,24 +14,35 @@ from replicator.apply.evolve import Evolution, Recorded, create_schema, plan_cre
 from replicator.apply.job import Job
 from replicator.apply.merge import Target, TargetColumn
 from replicator.apply.rekey import fit_rows
-from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
+from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
+from replicator.apply.types import EnumChange, Resolved, plan_enums
 from replicator.batch import Shape
 from replicator.catalog import (
+    RowChangers,
     find_missing_schemas,
     find_relations,
     format_types,
     list_row_changers,
     read_foreign_keys,
-    read_relation,
 )
 from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError, SafetyStop, SchemaDrift
 from replicator.reading import Reading
 from replicator.relation import PARTITIONED, Relation
+from replicator.rules import find_naming_columns
 from replicator.selection import format_table_name
 from replicator.statement import statement
 from replicator.strategy import FULL, WATERMARK, XMIN
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTarget:
+    """A target that takes a job's rows as it is. columns: as they are copied, to be recorded."""
+
+    relation: Relation
+    target: Target
+    columns: tuple[Recorded, ...]
 
 
 def take_replica_role(connection: Connection) -> bool:
@@ -133,20 +145,27 @@ def check_apart(connection: Connection, job: Job, system_identifier: str) -> Non
 
 
 def plan_target(
-    connection: Connection, job: Job, planned_enums: Sequence[EnumChange] = (), *, rebuilds: bool = False
+    connection: Connection,
+    job: Job,
+    planned_enums: Sequence[EnumChange] = (),
+    *,
+    catalog: TargetCatalog | None = None,
+    rebuilds: bool = False,
 ) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
     """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name.
 
-    rebuilds: all rows are read again, so that columns may be emptied for another type.
+    catalog: what was read of this target and others; else it is read now. rebuilds: all rows are read again, so that
+    columns may be emptied for another type.
     """
-    types = resolve_types(connection, job.mapping.outputs, job.mapping.relation.types, planned_enums)
-    existing = read_relation(connection, *job.target)
+    catalog = catalog or read_target_catalog(connection, [job])
+    types = catalog.resolve_types(job, planned_enums)
+    existing = catalog.relations.get(job.target)
     if existing is None:
-        makes_schema = bool(find_missing_schemas(connection, [job.target[0]]))
+        makes_schema = job.target[0] in catalog.missing_schemas
         return plan_creation(job.mapping, job.settings, job.target, types, makes_schema=makes_schema), None, types
     if existing.row_security:
         raise _hidden_target(job)
-    current = spell_columns(connection, existing)
+    current = catalog.spell_columns(existing)
     evolution = plan_evolution(
         job.mapping,
         job.settings,
@@ -188,10 +207,15 @@ def describe_target(
     types: dict[str, Resolved],
     evolution: Evolution,
     digest: Digest,
+    *,
+    catalog: TargetCatalog | None = None,
 ) -> tuple[Target, Shape]:
-    """Return a target table as the merge needs it, and the shape in which its rows must arrive."""
+    """Return a target table as the merge needs it, and the shape in which its rows must arrive.
+
+    catalog: what `existing` was read with, if nothing changed since.
+    """
     mapping = job.mapping
-    current = spell_columns(connection, existing)
+    current = catalog.spell_columns(existing) if catalog else spell_columns(connection, existing)
     outputs = [
         output
         for output in mapping.outputs
@@ -225,17 +249,23 @@ def describe_target(
 
 def find_triggers(connection: Connection, job: Job, existing: Relation) -> list[str]:
     """Return the target's triggers that can change or drop a row on its way in. Raises ConfigError for such a rule."""
-    triggers, rules = list_row_changers(connection, existing)
-    if rules:
-        drop, target = sql.SQL("drop rule {} on {}"), sql.Identifier(*job.target)
-        raise ConfigError(
-            f"the target {format_table_name(*job.target)} has rules",
-            why="a rule puts something else in the place of what is written, or keeps ON CONFLICT from the table",
-            hint="; ".join(drop.format(sql.Identifier(name), target).as_string() for name in rules),
-            id="target_rules",
-            table=job.table,
-        )
-    return triggers
+    changers = list_row_changers(connection, [existing]).get(existing.oid, RowChangers([], []))
+    refuse_rules(job, changers.rules)
+    return changers.triggers
+
+
+def refuse_rules(job: Job, rules: Sequence[str]) -> None:
+    """Raise ConfigError for a target that has rules in the way."""
+    if not rules:
+        return
+    drop, target = sql.SQL("drop rule {} on {}"), sql.Identifier(*job.target)
+    raise ConfigError(
+        f"the target {format_table_name(*job.target)} has rules",
+        why="a rule puts something else in the place of what is written, or keeps ON CONFLICT from the table",
+        hint="; ".join(drop.format(sql.Identifier(name), target).as_string() for name in rules),
+        id="target_rules",
+        table=job.table,
+    )
 
 
 def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -249,8 +279,11 @@ def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, st
 
 def record_columns(job: Job, types: dict[str, Resolved], evolution: Evolution) -> tuple[Recorded, ...]:
     """Return the columns as they are copied now, for the next time to compare with."""
+    naming = find_naming_columns(job.mapping, job.settings)
     return tuple(
-        Recorded(o.source.number, o.source.name, o.name, types[o.name].spelling)
+        Recorded(
+            o.source.number, o.source.name, o.name, types[o.name].spelling, o.source.name in naming or "where" in naming
+        )
         for o in job.mapping.outputs
         if o.name not in evolution.left_out
     )
@@ -279,8 +312,8 @@ def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[l
 
     Among tables in a cycle the order is that of their names; the target then has to defer the constraint.
     """
-    relations = {job.table: read_relation(connection, *job.target) for job in jobs}
-    by_oid = {relation.oid: job for job in jobs if (relation := relations[job.table])}
+    oids = find_relations(connection, [job.target for job in jobs])
+    by_oid = {oids[job.target]: job for job in jobs if job.target in oids}
     ties = [pair for pair in read_foreign_keys(connection, by_oid) if pair[0] != pair[1]]
     group_of = {oid: {oid} for oid in by_oid}
     for child, parent in ties:
@@ -288,7 +321,7 @@ def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[l
         for oid in joined:
             group_of[oid] = joined
     seen: set[int] = set()
-    groups = [[job] for job in jobs if relations[job.table] is None]
+    groups = [[job] for job in jobs if job.target not in oids]
     for oid in by_oid:
         if oid not in seen:
             seen |= group_of[oid]
@@ -310,10 +343,16 @@ def find_tied(connection: Connection, targets: Mapping[str, tuple[str, str]]) ->
 
 
 def _parents_first(oids: set[int], ties: Sequence[tuple[int, int]]) -> list[int]:
+    parents: defaultdict[int, set[int]] = defaultdict(set)
+    for child, parent in ties:
+        if child in oids:
+            parents[child].add(parent)
     ordered: list[int] = []
     waiting = sorted(oids)
     while waiting:
-        free = [o for o in waiting if not any(c == o and p in waiting for c, p in ties)] or waiting[:1]
+        left = set(waiting)
+        free = [oid for oid in waiting if left.isdisjoint(parents[oid])] or waiting[:1]
         ordered += free
-        waiting = [o for o in waiting if o not in free]
+        left -= set(free)
+        waiting = [oid for oid in waiting if oid in left]
     return ordered

@@ -70,6 +70,9 @@ class Collector:
             self._learn(message)  # type: ignore[arg-type]
         elif kind is pgoutput.Truncate:
             self._truncate(message)  # type: ignore[arg-type]
+        elif kind is pgoutput.StreamAbort:
+            self._check_abort(message)  # type: ignore[arg-type]
+        # Of the other kinds (origins, types, messages of applications) nothing is wanted.
 
     def _open(self, begin: pgoutput.Begin) -> None:
         if self._begin is not None:
@@ -95,6 +98,11 @@ class Collector:
             self.changes.transactions += 1
         self._begin = None
         self._skips = False
+
+    def _check_abort(self, abort: pgoutput.StreamAbort) -> None:
+        """Pass over a rolled back transaction, of which nothing was sent. Raises StreamError if it is the open one."""
+        if self._begin is not None and abort.xid == self._begin.xid:
+            raise _out_of_order("a transaction is rolled back after its commit")
 
     def _learn(self, relation: pgoutput.Relation) -> None:
         self._described[relation.oid] = relation

@@ -227,6 +227,20 @@ def describe_lack(name: str, statements: Sequence[sql.Composed], sqlstate: str |
     )
 
 
+def describe_lack_on_standby(
+    name: str, statements: Sequence[sql.Composed], sqlstate: str | None = None
+) -> PreflightError:
+    """Return the error of a publication that a standby lacks: it comes from the primary, by replay."""
+    return PreflightError(
+        f"publication {name} is to be made or changed, and the source is a standby",
+        why="a standby has the publications of its primary, once it has replayed them",
+        hint=f"on the primary, as the tables' owner: {'; '.join(one.as_string() for one in statements)}; "
+        "then wait for the standby to replay it",
+        id="publication_missing",
+        sqlstate=sqlstate,
+    )
+
+
 def read_published(connection: Connection, name: str) -> dict[tuple[str, str], tuple[str, ...]]:
     """Return the columns that are published, by (schema, name) of the table."""
     rows = _read(connection, "published_tables", publication=name)
@@ -273,6 +287,8 @@ def _run(connection: Connection, name: str, statements: Sequence[sql.Composed]) 
                 connection.execute(one)
     except psycopg.errors.InsufficientPrivilege as error:
         raise describe_lack(name, statements, error.sqlstate) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise describe_lack_on_standby(name, statements, error.sqlstate) from error
 
 
 def drop_publication(connection: Connection, name: str) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from replicator.cli.output import as_text, print_json, print_table
+from replicator.cli.output import print_error, print_json, print_table
 from replicator.cli.session import alarm_beside, open_run, open_settings
 from replicator.cli.sync import stop_on_signal
-from replicator.errors import EXIT_OK, UsageError
+from replicator.errors import EXIT_OK, OperatorError, UsageError
 from replicator.position import Lsn
 from replicator.stream.listener import Listener
 from replicator.stream.session import ListenResult
@@ -39,6 +39,8 @@ def run_listen(
         )
         result = listener.run()
         _print_result(result, as_json=as_json)
+        for table, parked in result.parked.items():
+            print_error(OperatorError(f"{table} is parked: {parked.message}", hint=parked.hint, id=parked.id))
     return result.exit_code if listener.is_bounded else EXIT_OK
 
 
@@ -70,8 +72,4 @@ def _print_result(result: ListenResult, *, as_json: bool) -> None:
         )
         return
     print_table(("table", "changes"), sorted(result.rows.items()), right=("changes",))
-    for parked in result.parked.values():
-        print(as_text(f"\nparked: {parked.table}: {parked.message}"))
-        if parked.hint:
-            print(as_text(f"  hint: {parked.hint}"))
     print(f"\n{result.transactions:,} transactions; all up to {position or 'the start'} is in the target")

@@ -17,6 +17,7 @@ from replicator.errors import EXIT_OK
 from replicator.monitor.dead_runs import has_died, read_alive
 from replicator.monitor.facts import has_stream, read_facts
 from replicator.monitor.health import find_table_state, judge
+from replicator.strategy import BOUNDED, EXACT
 from replicator.sync.inventory import read_table_argument
 from replicator.sync.preparation import unknown_record
 
@@ -77,7 +78,7 @@ def _read_status(control: Control) -> list[Row]:
         row["parked"] = describe_parked(parked.get(table))
         row["quarantined"] = waiting[table]
         if table in streamed and state is not None and state.position is not None:
-            row.update(_stream_status(row, state, now))
+            row.update(_stream_status(row, state, now, records.get(table)))
         rows.append(row)
     return rows
 
@@ -90,11 +91,12 @@ def describe_parked(parked: ParkedTable | None) -> Row | None:
     return {"since": parked.since, "lsn": lsn, "id": parked.id, "message": parked.message, "hint": parked.hint}
 
 
-def _stream_status(row: Row, state: ListenerState, now: datetime) -> Row:
+def _stream_status(row: Row, state: ListenerState, now: datetime, record: TableRecord | None) -> Row:
+    names_objects = record is not None and any(column.names_objects for column in record.columns)
     fresh = max((moment for moment in (row["fresh_as_of"], state.fresh_at) if moment is not None), default=None)
     return {
         "strategy": "stream",
-        "guarantee": "exact",
+        "guarantee": BOUNDED if names_objects else EXACT,
         "position": str(state.position),
         "fresh_as_of": fresh,
         "lag_seconds": None if fresh is None else round((now - fresh).total_seconds(), 1),

@@ -37,7 +37,8 @@ class SourceAnswer:
 def ask_source(settings: Settings, forecast: Forecast | None = None) -> SourceAnswer:
     """Ask the source for the pipeline's slot. Nothing is raised for one that does not answer."""
     try:
-        with closing(open_access(settings).open(first=True)) as connection, translated("source"):
+        access = open_access(settings)
+        with closing(access.open_at_slot(settings.slot_name, first=True)) as connection, translated("source"):
             slot = read_slot(connection, settings.slot_name)
     except ReplicatorError as error:
         return SourceAnswer(problem=describe_problem(error))

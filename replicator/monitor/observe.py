@@ -79,7 +79,10 @@ def read_slot_figures(settings: Settings, control: Control) -> SlotFigures | Non
 def ask_slot_figures(settings: Settings) -> SlotFigures | None:
     """Return what the slot holds back; None without one, or without an answer of the source."""
     try:
-        with closing(open_access(settings).open(first=True)) as connection, translated("source"):
+        with (
+            closing(open_access(settings).open_at_slot(settings.slot_name, first=True)) as connection,
+            translated("source"),
+        ):
             slot = read_slot(connection, settings.slot_name)
     except ReplicatorError:
         return None

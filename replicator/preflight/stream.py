@@ -13,12 +13,13 @@ from psycopg import sql
 
 from replicator.apply.control import Control
 from replicator.apply.job import Job
-from replicator.apply.stream_control import ParkedTable, StreamControl
+from replicator.apply.stream_control import ListenerState, ParkedTable, StreamControl
 from replicator.capture.publication import (
     Identity,
     Published,
     check_identity,
     describe_lack,
+    describe_lack_on_standby,
     has_publication,
     may_publish,
     plan_publication,
@@ -26,15 +27,27 @@ from replicator.capture.publication import (
     read_identities,
     read_published,
 )
-from replicator.capture.source_state import SourceFacts, StreamFacts, read_source, read_stream_facts
-from replicator.config.settings import Settings
+from replicator.capture.slot_loss import LOST, describe_lost, describe_missing
+from replicator.capture.source_state import (
+    SourceFacts,
+    StreamFacts,
+    read_slot,
+    read_source,
+    read_stream_facts,
+    read_timeline,
+)
+from replicator.capture.walsender import WalSender
+from replicator.config.settings import Settings, source_dsn
 from replicator.db import Connection, translated
 from replicator.errors import ReplicatorError
+from replicator.hosts import picks_at_random
+from replicator.pooler import is_pooled
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
-from replicator.rules import needs_source
+from replicator.rules import find_naming_columns, needs_source
 from replicator.stream.table import GENERATED_SINCE, check_key, check_rereads, expect_columns, find_unsent
 from replicator.sync.planning import Plan, TablePlan
+from replicator.sync.preparation import open_access
 
 _SHORTEST_TIMEOUT_MS = 5000
 
@@ -43,12 +56,11 @@ _SHORTEST_TIMEOUT_MS = 5000
 class KnownStream:
     """What the control schema tells of a pipeline's stream.
 
-    has_slot: a listener made one, and nobody dropped it by `slot drop`. has_position: its first copy is complete.
-    parked: the tables that it leaves out now.
+    state: None where no listener has run, or its slot was dropped by `slot drop` since. parked: the tables that it
+    leaves out now.
     """
 
-    has_slot: bool = False
-    has_position: bool = False
+    state: ListenerState | None = None
     parked: Mapping[str, ParkedTable] = field(default_factory=dict)
 
 
@@ -61,9 +73,7 @@ def read_known_stream(settings: Settings, target: Connection) -> KnownStream:
             return KnownStream()
         streams = StreamControl(target, schema, pipeline)
         state = streams.read_state()
-        if state is None or state.slot_name is None:
-            return KnownStream()
-        return KnownStream(True, state.position is not None, streams.read_parked())
+        return KnownStream() if state is None or state.slot_name is None else KnownStream(state, streams.read_parked())
 
 
 def check_stream(settings: Settings, source: Connection, target: Connection, plan: Plan) -> Iterator[Finding]:
@@ -71,11 +81,10 @@ def check_stream(settings: Settings, source: Connection, target: Connection, pla
     known = read_known_stream(settings, target)
     with translated("source"):
         facts, room = read_source(source), read_stream_facts(source, settings.slot_name)
-        is_needed = known.has_slot or room.has_slot
-        if not facts.may_replicate and not is_needed:
+        if not facts.may_replicate and known.state is None and not room.has_slot:
             yield _sum_up(facts)
             return
-        check = _StreamCheck(settings, source, facts, room, known, is_needed)
+        check = _StreamCheck(settings, source, facts, room, known)
         yield from check.find(plan)
     if not check.is_stopped:
         yield Finding("stream", "ok", "`listen` has all that it needs on the source")
@@ -95,8 +104,8 @@ def _sum_up(facts: SourceFacts) -> Finding:
 class _StreamCheck:
     """The source's side of a stream.
 
-    is_needed: there is a slot, so what would stop the listener or park a table is an error. is_stopped: something was
-    found that would. troubled: tables of which a finding says why they would be parked.
+    is_stopped: something was found that would stop the listener. troubled: tables of which a finding says why they
+    would be parked.
     """
 
     settings: Settings
@@ -104,19 +113,29 @@ class _StreamCheck:
     facts: SourceFacts
     room: StreamFacts
     known: KnownStream
-    is_needed: bool
     is_stopped: bool = False
     troubled: set[str] = field(default_factory=set)
+
+    @property
+    def is_needed(self) -> bool:
+        """Say whether there is a slot, or should be: then what stops the listener or parks a table is an error."""
+        return self.known.state is not None or self.room.has_slot
 
     def find(self, plan: Plan) -> Iterator[Finding]:
         """Find what the server tells, then what the tables tell."""
         for error in self.facts.gaps:
             yield self._stop(error)
+        yield from self._try_pooler()
+        yield from self._check_slot()
+        if picks_at_random(self.source, source_dsn(self.settings)):
+            yield Finding(
+                "several_hosts",
+                "warn",
+                "source.dsn leads to one of several servers at random: a slot, and so the stream, is on one of them",
+                "add target_session_attrs=read-write to source.dsn, or name the server that has the slot alone",
+            )
         for finding in check_room(self.room):
-            yield self._weigh(finding)
-        if self.known.has_position and not self.room.has_slot:
-            message = f"the replication slot {self.settings.slot_name} is gone: changes since then would be lost"
-            yield self._weigh(Finding("slot_missing", "error", message, "replicator listen --repair-gap"))
+            yield self._weigh(finding, is_certain=True)
         self.troubled.update(table.table for table in plan.tables if table.error is not None)
         followed = []
         for table in plan.tables:
@@ -141,18 +160,46 @@ class _StreamCheck:
                 message = f"the listener has parked the table: {parked.message} ({parked.id})"
                 yield self._weigh(Finding("parked", "error", message, parked.hint, name))
 
-    def _stop(self, error: ReplicatorError, table: str | None = None) -> Finding:
-        """Return the finding of what would stop the listener."""
-        return self._weigh(find_error(error, table=table))
+    def _check_slot(self) -> Iterator[Finding]:
+        """Find a slot that cannot go on where the target stands."""
+        state = self.known.state
+        if state is None or state.position is None:
+            return
+        name = self.settings.slot_name
+        slot = read_slot(self.source, name)
+        if slot is None:
+            timelines = (state.timeline, read_timeline(self.source))
+            yield self._stop(
+                describe_missing(name, known_as=state.slot_name, timelines=timelines, is_standby=self.facts.is_standby)
+            )
+        elif slot.wal_status == LOST:
+            yield self._stop(describe_lost(slot))
 
-    def _weigh(self, finding: Finding) -> Finding:
-        """Take note of an error, and make it a warning where no listener has run."""
+    def _try_pooler(self) -> Iterator[Finding]:
+        """Find whether a pooler in between passes a replication connection on: most do not."""
+        if not is_pooled(self.source):
+            return
+        access = open_access(self.settings)
+        try:
+            WalSender.open(access.conninfo, timeout_s=access.connect_timeout_s).close()
+        except ReplicatorError as error:
+            yield self._stop(error)
+
+    def _stop(self, error: ReplicatorError, table: str | None = None, *, is_certain: bool = False) -> Finding:
+        """Return the finding of what would stop the listener."""
+        return self._weigh(find_error(error, table=table), is_certain=is_certain)
+
+    def _weigh(self, finding: Finding, *, is_certain: bool = False) -> Finding:
+        """Take note of an error, and make it a warning where no listener has run.
+
+        is_certain: a source that is made for a stream otherwise could not give it, and no table's owner can help.
+        """
         if finding.severity != "error":
             return finding
         self.is_stopped = True
         if finding.table is not None:
             self.troubled.add(finding.table)
-        if self.is_needed:
+        if self.is_needed or (is_certain and not self.facts.gaps):
             return finding
         return replace(finding, severity="warn", message=f"{finding.message} ({self._name_consequence(finding)})")
 
@@ -183,7 +230,9 @@ class _StreamCheck:
         except ReplicatorError:
             yield from self._check_each_published(jobs, wanted)
             return
-        if changes and may_publish(self.source, name, oids):
+        if changes and self.facts.is_standby:
+            yield self._stop(describe_lack_on_standby(name, changes), is_certain=True)
+        elif changes and may_publish(self.source, name, oids):
             statements = "; ".join(one.as_string() for one in changes)
             yield Finding("publication", "ok", f"`listen` will make or change publication {name}: {statements}")
         elif changes and not has_publication(self.source, name):
@@ -235,6 +284,7 @@ class _StreamCheck:
         except ReplicatorError as error:
             yield self._stop(error, plan.table)
             return
+        yield from _find_naming(plan.table, job)
         if unsent:
             yield self._find_unsent(plan.table, unsent, job)
         if needs_source(job.mapping, job.settings):
@@ -268,6 +318,24 @@ def _is_published(wanted: Published, there: Mapping[tuple[str, str], Sequence[st
     """Say whether the publication holds all that is wanted of a table."""
     columns = there.get((wanted.schema, wanted.name))
     return columns is not None and (wanted.columns is None or set(wanted.columns) <= set(columns))
+
+
+def _find_naming(table: str, job: Job) -> Iterator[Finding]:
+    """Find columns that are written with names of objects: a stream tells of no rename."""
+    naming = find_naming_columns(job.mapping, job.settings)
+    if not naming:
+        return
+    in_key = [output.source.name for output in job.mapping.key_outputs if output.source.name in naming]
+    message = f"{', '.join(naming)} names objects of the source, and no WAL tells of their renames"
+    yield Finding(
+        "names_objects",
+        "warn",
+        f"{message}: beside `listen` the text follows with the next `sync` or `verify --repair`"
+        + (f"; until then a row whose key is renamed ({', '.join(in_key)}) may be there twice" if in_key else ""),
+        "let the nightly `sync` run; or leave the column out: exclude = [...]; or copy the number of the object: "
+        "alter table ... alter column ... type oid",
+        table,
+    )
 
 
 def _plan_published(job: Job, identities: Sequence[Identity]) -> Published:

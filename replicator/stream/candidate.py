@@ -9,6 +9,7 @@ import psycopg
 
 from replicator.apply.job import Job
 from replicator.apply.target import find_tied, plan_target, take_replica_role
+from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import (
     Identity,
     Published,
@@ -19,7 +20,15 @@ from replicator.capture.publication import (
     read_identities,
 )
 from replicator.db import translate, translated
-from replicator.errors import OperatorError, PassingError, PreflightError, ReplicatorError
+from replicator.errors import (
+    ConfigError,
+    DataRefused,
+    DecisionError,
+    OperatorError,
+    PassingError,
+    PreflightError,
+    ReplicatorError,
+)
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.stream.session import ListenSession
 from replicator.stream.table import check_key
@@ -33,6 +42,13 @@ _OF_THE_WHOLE = frozenset({"source_changed", "fenced", "no_tables"})
 def is_of_one_table(error: ReplicatorError) -> bool:
     """Say whether an error is one table's own trouble, which a person has to end."""
     return error.table is not None and isinstance(error, OperatorError) and error.id not in _OF_THE_WHOLE
+
+
+def name_table(error: ReplicatorError, table: str) -> ReplicatorError:
+    """Return an error of a table's load with its name, unless it may concern more than the table."""
+    if isinstance(error, ConfigError | DecisionError | DataRefused):
+        error.table = error.table or table
+    return error
 
 
 @dataclass
@@ -99,10 +115,13 @@ def _check_names(found: Candidates, identities: Mapping[int, Sequence[Identity]]
 
 
 def _check_target(session: ListenSession, found: Candidates) -> None:
+    connection = session.control.connection
+    with translated("target"):
+        catalog = read_target_catalog(connection, list(found.jobs.values()))
     for name, job in list(found.jobs.items()):
         try:
             with translated("target", name):
-                plan_target(session.control.connection, job)
+                plan_target(connection, job, catalog=catalog)
         except OperatorError as error:
             found.refuse(name, error)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -16,6 +16,7 @@ from replicator.capture.collector import Collector
 from replicator.capture.intake import Intake
 from replicator.capture.lookup import Delivered, Lookup
 from replicator.capture.pgoutput import Relation as RelationMessage
+from replicator.capture.signature import read_signatures
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes, KeyText
 from replicator.db import Connection, closing, translated
@@ -28,7 +29,7 @@ from replicator.stream.join_board import JoinBoard, LoadedTable
 from replicator.stream.loop import Changed, LoadingThread, Search, Stream, Until, Watch, narrow
 from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
-from replicator.stream.table import VERSION, Newcomers, spell_key, streams_binary
+from replicator.stream.table import VERSION, Newcomers, StreamedTable, spell_keys, streams_binary
 from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import prepare_jobs
 
@@ -53,6 +54,7 @@ class StreamFollower:
         self.settings, self.access, self.log, self.stop = session.settings, session.access, session.log, session.stop
         self.control, self.streams, self.watcher = session.control, session.streams, session.watcher
         self.tables = started.tables
+        self.signatures = started.signatures
 
     def follow(self) -> Outcome:
         """Follow the stream; say whether it is to begin anew. Raises what ended it."""
@@ -145,7 +147,7 @@ class StreamFollower:
         if not collector.adopt(loaded.window, streamed.make_intake, loaded.has, Origin(received)):
             return False
         job, version = streamed.job, streamed.layout.version
-        loader.introduce(job, version)
+        loader.introduce(job, version, streamed.fitted)
         loader.follow_sequences(loaded.table, streamed.sequences)
         lookup.introduce(loaded.table, version, job.mapping, streamed.shape, loaded.spellings)
         self.tables[loaded.table] = streamed
@@ -227,7 +229,9 @@ class StreamFollower:
             wait_ms = max(1, int(wait_s * 1000))
             connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{wait_ms}ms"])
             # A batch is staged in temporary tables: with PostgreSQL's 8 MB most of it would go through files.
-            connection.execute("SET temp_buffers = '64MB'")
+            # A server that a pooler hands on has had some already, and keeps what it has.
+            with suppress(psycopg.errors.InvalidParameterValue):
+                connection.execute("SET temp_buffers = '64MB'")
             # What changes was in use just now, and is looked up in memory or on flash. With PostgreSQL's 4, meant for
             # turning disks, a large batch would read a whole table in order, each time.
             connection.execute("SET random_page_cost = 1.1")
@@ -241,12 +245,12 @@ class StreamFollower:
             digest=self.started.digest,
             binary=self._streams_binary(),
         )
+        with translated("source"):
+            spellings = spell_keys(self.watcher, [table.job for table in self.tables.values()])
         for name, table in self.tables.items():
-            loader.introduce(table.job, VERSION)
+            loader.introduce(table.job, VERSION, table.fitted)
             loader.follow_sequences(name, table.sequences)
-            with translated("source"):
-                spellings = spell_key(self.watcher, table.job)
-            lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings)
+            lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings[name])
         # What a killed listener had left to its end.
         loader.move_sequences()
         return loader
@@ -268,26 +272,35 @@ class StreamFollower:
         }
 
     def _find_changed(self, connection: Connection) -> Changed:
-        """Return the tables whose definition is not the one that was copied, those that a resync asks for, new ones."""
+        """Return the tables whose definition is not the one that was copied, those that a resync asks for, new ones.
+
+        Looked into are only tables of which the catalog's rows were written anew since the last look.
+        """
         with translated("target"):
             known = self.streams.read_tables()
             parked = self.streams.read_parked().keys()
         inventory = take_inventory(connection, self.settings)
         chosen = {one.table: one for one in inventory.tables if one.kind in (TABLE, PARTITIONED)}
         live = {name: table for name, table in dict(self.tables).items() if not self._is_joining(name)}
-        there = [chosen[name] for name in live if name in chosen]
-        records = {name: table.job.record for name, table in live.items()}
-        jobs = prepare_jobs(connection, there, records, mask_key=self.access.mask_key, lenient=True)
-        memberships = self.session.read_memberships(connection, jobs)
-        redefined = {
-            name
-            for name in live
-            if name not in jobs
-            or (name in known and known[name].is_stale)
-            or is_redefined(self.started.definitions[name], define(jobs[name], memberships))
-        }
+        redefined = {name for name in live if name not in chosen or (name in known and known[name].is_stale)}
+        redefined |= self._find_redefined(connection, {name: live[name] for name in live.keys() - redefined})
         new = chosen.keys() - live.keys() - parked - self.session.memory.skipped
         return Changed(frozenset(redefined), frozenset(name for name in new if not self._is_joining(name)))
+
+    def _find_redefined(self, connection: Connection, live: Mapping[str, StreamedTable]) -> set[str]:
+        by_oid = {table.job.mapping.relation.oid: name for name, table in live.items()}
+        signatures = read_signatures(connection, self.settings.publication_name, list(by_oid))
+        touched = {by_oid[oid] for oid in signatures.find_changed(self.signatures) if oid in by_oid}
+        records = {name: live[name].job.record for name in touched}
+        looked_into = [live[name].chosen for name in sorted(touched)]
+        jobs = prepare_jobs(connection, looked_into, records, mask_key=self.access.mask_key, lenient=True)
+        memberships = self.session.read_memberships(connection, jobs)
+        self.signatures = signatures
+        return {
+            name
+            for name in touched
+            if name not in jobs or is_redefined(self.started.definitions[name], define(jobs[name], memberships))
+        }
 
     def _is_joining(self, table: str) -> bool:
         is_waiting = self.joiner is not None and self.joiner.is_joining(table)

@@ -34,7 +34,7 @@ from replicator.db import closing, translate, translated
 from replicator.errors import FencedError, PassingError, ReplicatorError, unexpected
 from replicator.position import Lsn, Seen
 from replicator.relation import PARTITIONED
-from replicator.stream.candidate import Candidates, examine, is_of_one_table, tie_refused
+from replicator.stream.candidate import Candidates, examine, is_of_one_table, name_table, tie_refused
 from replicator.stream.join_board import JoinBoard, LoadedTable
 from replicator.stream.join_round import JoinRound, JoinRun
 from replicator.stream.session import ListenSession
@@ -354,7 +354,7 @@ class TableJoiner(threading.Thread):
             self._give_up(table)
             if isinstance(error, FencedError) and error.table is not None:
                 self._postpone({table})
-            elif not is_of_one_table(error):
+            elif not is_of_one_table(name_table(error, table)):
                 raise error
             else:
                 refused[table] = error
@@ -381,7 +381,7 @@ class TableJoiner(threading.Thread):
             loaded = self._describe(chosen, definition, high, window, incoming.facts.snapshot)
         except ReplicatorError as error:
             self._give_up(table)
-            if not is_of_one_table(error):
+            if not is_of_one_table(name_table(error, table)):
                 raise
             self._refuse({table: error}, after_load=True)
             return

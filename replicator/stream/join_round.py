@@ -82,7 +82,7 @@ class JoinRound(ExchangeRound):
                 raise PassingError("the listener was stopped", why="it waited for a commit to become visible")
 
     def _decide(self, job: Job) -> Reading:
-        if job.table in self.exact and job.choice.strategy != XMIN and audits_by_xmin(job.mapping):
+        if job.table in self.exact and job.choice.strategy != XMIN and audits_by_xmin(job.mapping, job.settings):
             job = replace(job, choice=replace(job.choice, strategy=XMIN))
         full = job.choice.strategy != XMIN
         return decide_job(job, self.snapshot.facts, self.observations, full=full)

@@ -19,7 +19,7 @@ from replicator.changes import Segment
 from replicator.config.settings import Settings
 from replicator.db import Connection, closing, connect, translated
 from replicator.digest import Digest
-from replicator.errors import OperatorError, ReplicatorError
+from replicator.errors import DataRefused, OperatorError, ReplicatorError
 from replicator.fold import UNKNOWN, KeyedFold
 from replicator.stream.table import VERSION, spell_key
 from replicator.sync.inventory import take_inventory
@@ -70,6 +70,7 @@ class _Retry:
             Control(self.target, schema, pipeline),
             StreamControl(self.target, schema, pipeline),
         )
+        self.unreadable = self.streams.list_unreadable()
         self.staging = Staging(self.target)
         self.delivered = Delivered()
         self.lookup = Lookup(self.access, self.delivered, threading.Event())
@@ -92,6 +93,8 @@ class _Retry:
             self.staging.settle(committed=landed)
 
     def _write(self, row: Row) -> None:
+        if row["quarantine_id"] in self.unreadable:
+            raise _unreadable(row)
         live = self._open_table(row["table_name"])
         texts = [None if text is None else text.encode() for text in row["key"]]
         key = tuple(texts) if len(texts) > 1 else texts[0]
@@ -133,3 +136,14 @@ class _Retry:
             target, shape = describe_target(self.target, job, existing, types, evolution, Digest.PORTABLE)
         self.lookup.introduce(table, VERSION, job.mapping, shape, spellings)
         return LiveTable(job, VERSION, target)
+
+
+def _unreadable(row: Row) -> DataRefused:
+    return DataRefused(
+        f"row {row['quarantine_id']} of {row['table_name']} cannot be read again by its key",
+        why="the key holds bytes that are not UTF-8: neither can a statement name it nor can the target hold it",
+        hint="correct the key in the source, where the row then comes as a new one, and give this one up: "
+        f"replicator quarantine discard {row['quarantine_id']} --yes",
+        id="key_not_text",
+        table=row["table_name"],
+    )

@@ -19,7 +19,7 @@ from replicator.capture.publication import read_memberships
 from replicator.capture.pull import Access
 from replicator.config.settings import Settings
 from replicator.db import Connection, connect, translated
-from replicator.errors import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, ReplicatorError
+from replicator.errors import ReplicatorError, choose_exit_code
 from replicator.patience import outlast
 from replicator.position import Lsn
 from replicator.sync.inventory import Chosen
@@ -39,7 +39,7 @@ class Outcome(Enum):
 class ListenResult:
     """What a bounded listener did. position: all before it is in the target and confirmed.
 
-    live: tables that the stream keeps. parked: those that it left out, and why.
+    live: tables that the stream keeps. parked: those that it left out, and why; errors: as they were met.
     """
 
     execution_id: uuid.UUID
@@ -48,13 +48,13 @@ class ListenResult:
     rows: dict[str, int] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
     parked: dict[str, ParkedTable] = field(default_factory=dict)
+    errors: dict[str, ReplicatorError] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
-        """Return 0, 6 when tables were left out, 1 when all were."""
-        if not self.parked:
-            return EXIT_OK
-        return EXIT_PARTIAL if self.live else EXIT_FAILED
+        """Return 0, 6 when tables were left out, their gravest error's own code when all were."""
+        errors = [error for table, error in self.errors.items() if table in self.parked]
+        return choose_exit_code(errors, some_landed=bool(self.live))
 
 
 @dataclass
@@ -108,6 +108,7 @@ class ListenSession:
             known = self.streams.read_parked() if refused else {}
             for table, error in refused.items():
                 self.streams.park_table(table, error)
+                self.result.errors[table] = error
                 before = known.get(table)
                 if before is None or (before.id, before.message) != (error.id, error.message):
                     self._tell_parked(table, error)

@@ -12,7 +12,7 @@ from replicator.capture.walsender import NewSlot
 from replicator.db import translated
 from replicator.errors import PassingError, ReplicatorError
 from replicator.reading import Reading, SnapshotFacts
-from replicator.stream.candidate import is_of_one_table
+from replicator.stream.candidate import is_of_one_table, name_table
 from replicator.stream.definition import define
 from replicator.sync.inventory import Chosen
 from replicator.sync.preparation import decide_job
@@ -89,7 +89,7 @@ def copy_in_slot(
         round_ = make_round(left)
         round_.execute()
         for table, error in round_.run.errors.items():
-            if not is_of_one_table(error):
+            if not is_of_one_table(name_table(error, table)):
                 raise error
             refused[table] = error
         if not round_.left:

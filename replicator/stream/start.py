@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from replicator.apply.stream_control import ListenerState, StreamTable
+from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import read_published
-from replicator.capture.pull import read_system_identifier
+from replicator.capture.pull import is_standby, read_system_identifier
+from replicator.capture.signature import Signatures, read_signatures
+from replicator.capture.slot_loss import LOST, describe_lost, describe_missing
 from replicator.capture.source_state import (
     SlotFacts,
     check_slot,
@@ -45,6 +48,7 @@ class Started:
 
     definitions: of what was copied, by table. missing: tables that are to be read beside the stream. first_xid: the
     source's next transaction when the session began. memberships: what ties each table to the publication.
+    signatures: of the tables, ahead of their definitions.
     """
 
     state: ListenerState
@@ -55,6 +59,7 @@ class Started:
     missing: list[Chosen]
     first_xid: int
     memberships: dict[str, str]
+    signatures: Signatures
 
 
 class StreamStart:
@@ -71,6 +76,7 @@ class StreamStart:
         self.tables: dict[str, StreamedTable] = {}
         self.missing: list[Chosen] = []
         self.first_xid = 0
+        self.signatures = Signatures({}, "")
         self.memberships: dict[int, str] = {}
 
     def start(self, state: ListenerState) -> Started | None:
@@ -91,6 +97,7 @@ class StreamStart:
             self.missing,
             self.first_xid,
             {name: self.memberships.get(table.job.mapping.relation.oid, "") for name, table in self.tables.items()},
+            self.signatures,
         )
 
     def _choose_tables(self) -> list[Chosen]:
@@ -98,6 +105,9 @@ class StreamStart:
         with translated("source"):
             inventory = take_inventory(self.watcher, self.settings)
             self.first_xid = read_next_xid(self.watcher)
+            # Ahead of the definitions: what changes after this look is looked into at the next.
+            oids = [inventory.present[one.table] for one in inventory.tables if one.table in inventory.present]
+            self.signatures = read_signatures(self.watcher, self.settings.publication_name, oids)
         require_tables(inventory)
         found = examine(self.session, inventory.tables, looks_at_target=False)
         for table, kind in found.skipped.items():
@@ -181,12 +191,17 @@ class StreamStart:
                 hint="if it is the right one: replicator slot drop --yes, then replicator listen",
                 id="source_changed",
             )
-        what = None
         if slot is None:
-            what = ("slot_missing", f"the replication slot {self.settings.slot_name} is gone", "somebody dropped it")
-        elif slot.wal_status == "lost":
-            what = ("slot_lost", f"the replication slot {slot.name} was invalidated", "the source kept too little WAL")
-        elif state.timeline != timeline:
+            with translated("source"):
+                standby = is_standby(self.watcher)
+            return describe_missing(
+                self.settings.slot_name, known_as=state.slot_name, timelines=(state.timeline, timeline),
+                is_standby=standby,
+            )  # fmt: skip
+        if slot.wal_status == LOST:
+            return describe_lost(slot)
+        what = None
+        if state.timeline != timeline:
             what = ("timeline_changed", "the source's timeline changed", "a failover or a restore")
         elif slot.confirmed is not None and slot.confirmed > state.position:
             what = (
@@ -337,6 +352,7 @@ class StreamStart:
             published = read_published(self.watcher, self.settings.publication_name)
         with translated("target"):
             self.digest = choose_digest(self.watcher, self.streams.connection)
+            catalog = read_target_catalog(self.streams.connection, list(jobs.values()), with_sequences=True)
         missing: list[Chosen] = []
         refused: dict[str, ReplicatorError] = {}
         for table in chosen:
@@ -355,6 +371,7 @@ class StreamStart:
                             version=self.session.version,
                             mask_key=self.access.mask_key,
                             digest=self.digest,
+                            catalog=catalog,
                         )
                 except OperatorError as error:
                     error.table = error.table or table.table

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, find_sequences
-from replicator.apply.target import describe_target, plan_target
+from replicator.apply.target import FittedTarget, describe_target, plan_target, record_columns
+from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
 from replicator.capture.pgoutput import Relation as RelationMessage
@@ -16,7 +17,7 @@ from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError
 from replicator.relation import PARTITIONED, Column, Relation
-from replicator.rules import TEXT_OID, compile_cell_rule, expression_masks, needs_source
+from replicator.rules import TEXT_OID, Output, compile_cell_rule, expression_masks, needs_source
 from replicator.sync.inventory import Chosen
 
 GENERATED_SINCE = 180000
@@ -29,7 +30,8 @@ VERSION = 1
 class StreamedTable:
     """A table of the stream.
 
-    expected: (type OID, type modifier) of the columns that should come, by name. sequences: of the target, to be moved.
+    expected: (type OID, type modifier) of the columns that should come, by name. fitted: the target as it is.
+    sequences: of the target, to be moved.
     """
 
     chosen: Chosen
@@ -37,6 +39,7 @@ class StreamedTable:
     layout: Layout
     shape: Shape
     expected: dict[str, tuple[int, int]]
+    fitted: FittedTarget
     sequences: tuple[Fed, ...] = ()
 
     def make_intake(self, message: RelationMessage) -> Intake | None:
@@ -104,16 +107,19 @@ def make_streamed(
     mask_key: bytes | None,
     digest: Digest,
     layout_version: int = VERSION,
+    catalog: TargetCatalog | None = None,
 ) -> StreamedTable | None:
     """Return the table made ready; None when its target asks for more than the stream can bring: it is read again.
 
     published: columns of the publication's list, None for all. version: the source's. layout_version: another one for
-    every shape that the table has in a session.
+    every shape that the table has in a session. catalog: what was read of this target and others, with their
+    sequences; else it is read now.
     """
-    evolution, existing, types = plan_target(target, job)
+    catalog = catalog or read_target_catalog(target, [job], with_sequences=True)
+    evolution, existing, types = plan_target(target, job, catalog=catalog)
     if existing is None or evolution.before or evolution.after or evolution.rekeyed:
         return None
-    shaped, shape = describe_target(target, job, existing, types, evolution, digest)
+    shaped, shape = describe_target(target, job, existing, types, evolution, digest, catalog=catalog)
     mapping = job.mapping
     by_name = {output.name: output for output in mapping.outputs}
     outputs = [by_name[column.name] for column in shaped.columns]
@@ -137,8 +143,10 @@ def make_streamed(
     expected = {column.name: (column.type_oid, column.typmod) for column in expect_columns(job, published, version)}
     check_rereads(job, find_unsent(job, layout.columns, expected))
     spellings = {column.name: column.spelling for column in shaped.columns}
-    fed = find_sequences(target, job.table, existing, spellings) if job.settings.sync_sequences else []
-    return StreamedTable(chosen, job, layout, shape, expected, tuple(fed))
+    follows = job.settings.sync_sequences
+    fed = find_sequences(target, job.table, existing, spellings, catalog.sequences) if follows else []
+    fitted = FittedTarget(existing, shaped, record_columns(job, types, evolution))
+    return StreamedTable(chosen, job, layout, shape, expected, fitted, tuple(fed))
 
 
 def streams_binary(table: StreamedTable) -> bool:
@@ -183,9 +191,19 @@ def check_rereads(job: Job, unsent: Sequence[str]) -> None:
 
 def spell_key(source: Connection, job: Job) -> list[str]:
     """Return the source's types of the key's expressions, in key order."""
-    outputs = job.mapping.key_outputs
-    oids = [TEXT_OID if job.settings.mask.get(o.source.name) else o.source.type_oid for o in outputs]
-    return format_types(source, [(oid, -1) for oid in oids])
+    return spell_keys(source, [job])[job.table]
+
+
+def spell_keys(source: Connection, jobs: Iterable[Job]) -> dict[str, list[str]]:
+    """Return by table the source's types of the key's expressions, in key order, in one round trip."""
+    wanted = {job.table: [_type_key(job, output) for output in job.mapping.key_outputs] for job in jobs}
+    oids = sorted({oid for own in wanted.values() for oid in own})
+    spellings = dict(zip(oids, format_types(source, [(oid, -1) for oid in oids]), strict=True))
+    return {table: [spellings[oid] for oid in own] for table, own in wanted.items()}
+
+
+def _type_key(job: Job, output: Output) -> int:
+    return TEXT_OID if job.settings.mask.get(output.source.name) else output.source.type_oid
 
 
 def check_key(job: Job) -> None:

@@ -195,7 +195,7 @@ def decide_job(
         slack=watermark_slack(job.mapping, job.settings),
         observations=observations,
         audit_due=audits_every_time(relation) or is_audit_due(state, facts.clock, job.settings.audit_every),
-        audit_by_xmin=audits_by_xmin(job.mapping),
+        audit_by_xmin=audits_by_xmin(job.mapping, job.settings),
         verify_share=job.settings.verify_share if job.mapping.key else 0.0,
         table=job.table,
     )

@@ -257,7 +257,7 @@ class _Inquiry:
     def _look_at_source(self, seen: Sighting, cells: Sequence[KeyCell], reading: Reading | None) -> None:
         mapping, audited = self.job.mapping, self.job.record.state.audit_xid_position
         audit = None
-        if audited is not None and audits_by_xmin(mapping):
+        if audited is not None and audits_by_xmin(mapping, self.job.settings):
             audit = Reading(INCREMENTAL, WATERMARK, audited, None, True, None, "")
         query = find_source_row(mapping, cells, self.outputs, self.casts, reading, audit)
         try:

@@ -24,6 +24,11 @@ select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(:'key', 72648
 -- As try_lock, until the transaction ends.
 select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) as locked;
 
+-- name: try_locks_transaction
+-- keys: texts. As try_lock_transaction, for each; those that another session has are returned.
+select k as key from unnest(:'keys'::text[]) as k
+where not pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(k, 7264811));
+
 -- name: lock_transaction
 -- As try_lock_transaction, but waits; lock_timeout bounds it.
 select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) is null as locked;

@@ -85,7 +85,9 @@ select n.table_name, s.target_name,
            'since', p.parked_at, 'lsn', p.lsn::text, 'id', p.error_id, 'message', p.error_message, 'hint', p.error_hint)
            end as parked,
        case when t.table_name is null then s.strategy else 'stream' end as strategy,
-       case when t.table_name is null then s.guarantee else 'exact' end as guarantee,
+       -- Of a stream: the fifth of a column's facts says that its text follows names, which no WAL tells of.
+       case when t.table_name is null then s.guarantee
+            when pg_catalog.jsonb_path_exists(s.columns, '$[*][4] ? (@ == true)') then 'bounded' else 'exact' end as guarantee,
        s.watermark_mark as watermark,
        coalesce(case when t.table_name is not null then l.position end, s.lsn)::text as position,
        f.fresh_as_of, round(extract(epoch from clock_timestamp() - f.fresh_as_of)::numeric, 1)::float8 as lag_seconds,
