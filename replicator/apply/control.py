@@ -353,10 +353,6 @@ class Control:
         """Return the newest batch of each table."""
         return {row["table_name"]: row for row in self._execute("last_batches").fetchall()}
 
-    def read_last_successes(self) -> dict[str, datetime]:
-        """Return when each table last succeeded."""
-        return {row["table_name"]: row["completed_at"] for row in self._execute("last_successes").fetchall()}
-
     def record_observations(self, system_identifier: str, observations: Iterable[Observation]) -> None:
         """Keep observations of the source's open transactions for the nights to come."""
         for seen in observations:

@@ -34,7 +34,7 @@ from replicator.reading import Reading, is_audit_due
 from replicator.strategy import FULL, audits_every_time
 from replicator.sync.inventory import Chosen, Inventory, require_tables, take_inventory
 from replicator.sync.pipeline import Pipeline, default_jobs
-from replicator.sync.preparation import decide_job, prepare_jobs, unknown_record
+from replicator.sync.preparation import check_home, decide_job, find_home, prepare_jobs, unknown_record
 from replicator.sync.round import Round, gave_way
 from replicator.sync.run import ProgressHook, Run, RunResult
 
@@ -253,6 +253,7 @@ class VerifyPipeline(Pipeline):
                 self._read_records(control)
             opened.callback(run.close_watcher)
             run.open_watcher()
+            check_home(run.watcher, control.connection, find_home(run.records.values()))
             with translated("source"):
                 inventory = take_inventory(run.watcher, run.settings, tables)
             require_tables(inventory)

@@ -37,6 +37,7 @@ from replicator.sync.inventory import (
     take_inventory,
     vanished,
 )
+from replicator.sync.preparation import check_home, find_home
 from replicator.sync.round import Round, gave_way
 from replicator.sync.run import ProgressHook, Run, RunResult
 
@@ -118,6 +119,8 @@ class Pipeline:
             opened.callback(run.close_watcher)
             try:
                 run.open_watcher()
+                if not run.full:
+                    check_home(run.watcher, control.connection, find_home(control.read_records().values()))
                 with translated("source"):
                     inventory = take_inventory(run.watcher, run.settings, tables)
                 require_tables(inventory)

@@ -36,7 +36,7 @@ from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
 from replicator.strategy import FULL, XMIN, watermark_slack
 from replicator.sync.inventory import Chosen, find_vanished, take_inventory
-from replicator.sync.preparation import decide_job, find_home, prepare_job, unknown_record
+from replicator.sync.preparation import check_home, decide_job, find_home, prepare_job, unknown_record
 from replicator.sync.rights import TargetRights, find_read_gaps
 from replicator.trust import Trust, choose_reference
 
@@ -153,6 +153,7 @@ class _Planner:
             self.rights = TargetRights(target)
         self.observations = [snapshot.observation, early, *kept]
         self.home = find_home(self.records.values())
+        check_home(source, target, self.home)
         self.told: set[str] = set()
 
     def look_at(self, tables: Sequence[Chosen]) -> Sequence[Chosen]:

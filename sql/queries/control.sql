@@ -224,10 +224,6 @@ order by batch_id desc limit :'limit';
 select distinct on (table_name) * from :"control".etl_control
 where pipeline = :'pipeline' order by table_name, batch_id desc;
 
--- name: last_successes
-select table_name, max(completed_at) as completed_at from :"control".etl_control
-where pipeline = :'pipeline' and status = 'success' group by table_name;
-
 -- name: record_observation
 insert into :"control".observation (pipeline, system_identifier, observed_at, transactions, prepared)
 values (:'pipeline', :'system_identifier', :'observed_at', :'transactions'::text[], :'prepared')
@@ -247,8 +243,13 @@ where pipeline = :'pipeline' and observed_at < (
 
 -- name: forget_table
 with streamed as (delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name'),
-     refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name')
-delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name' returning table_name;
+     refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name'),
+     copied as (delete from :"control".copying_table where pipeline = :'pipeline' and table_name = :'table_name'),
+     parked as (delete from :"control".parked_table where pipeline = :'pipeline' and table_name = :'table_name'
+                returning table_name),
+     known as (delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name'
+               returning table_name)
+select table_name from known union select table_name from parked;
 
 -- name: drop_running
 -- Rows of a read that came to nothing; what it came to nothing by is told elsewhere.
