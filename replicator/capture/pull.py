@@ -156,13 +156,15 @@ def take_snapshot(
         failures = _lock(connection, relations)
         observation = observe(watcher, [pid, server_pid(watcher)])
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
+        if row is not None and row["pid"] != pid:
+            raise not_pinned("source")
     except psycopg.Error as error:
         connection.close()
         raise translate(error, side="source") from error
-    assert row is not None
-    if row["pid"] != pid:
+    except ReplicatorError:
         connection.close()
-        raise not_pinned("source")
+        raise
+    assert row is not None
     facts = SnapshotFacts(
         exported=row["exported"],
         xmin=int(row["xmin"]),
