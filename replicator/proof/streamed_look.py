@@ -76,7 +76,7 @@ class StreamedLook:
         if verdict.equal:
             return verdict
         with closing(self.run.access.open()) as watcher:
-            fresh = FreshReader(self.run.access, self.run.stop)
+            fresh = FreshReader(self.run.access.narrow(watcher), self.run.stop)
             try:
                 if self.job.mapping.key:
                     self._settle_keys(verdict, fresh, watcher)

@@ -119,7 +119,7 @@ class _Repair:
             return
         findings = self.verdict.findings
         if findings:
-            fresh = FreshReader(self.run.access, self.run.stop)
+            fresh = FreshReader(self.run.access.narrow(self.source), self.run.stop)
             try:
                 spellings = spell_key(self.source, self.job)
                 for start in range(0, len(findings), CHUNK_KEYS):

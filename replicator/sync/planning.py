@@ -128,7 +128,7 @@ class _Planner:
     def __init__(
         self, settings: Settings, access: Access, source: Connection, target: Connection, *, deep: bool
     ) -> None:
-        self.access, self.source, self.target, self.deep = access, source, target, deep
+        self.access, self.source, self.target, self.deep = access.narrow(source), source, target, deep
         with translated("source"):
             forbid_writing(source)
             source.execute("SET row_security = off")

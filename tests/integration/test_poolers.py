@@ -155,14 +155,17 @@ def test_through_a_pooler_by_session_everything_but_the_stream_works(
         streamed.assert_equal("t")
 
 
-@pytest.mark.parametrize("mode", ["transaction", "session"])
-def test_a_stream_through_a_pooler_names_the_pooler(streamed: Pair, between: Between, mode: str) -> None:
-    """S38: a pooler passes no replication connection on, and that is neither a password nor a missing right."""
+@pytest.mark.parametrize(("mode", "ignored"), [("transaction", ""), ("session", ""), ("session", "replication")])
+def test_a_stream_through_a_pooler_names_the_pooler(streamed: Pair, between: Between, mode: str, ignored: str) -> None:
+    """S38: a pooler passes no replication connection on, and that is neither a password nor a missing right.
+
+    One that ignores the parameter makes an ordinary session of it.
+    """
     fill(streamed)
     streamed.publish()
     streamed.write_config(tables=["public.t"])
     catch_up(streamed)
-    between(streamed, "source", mode)
+    between(streamed, "source", mode, ignored=ignored)
     for command in (("listen",), ("listen", "--until-caught-up")):
         finished = streamed.run(*command, check=4)
         assert ("[pooler]" if mode == "session" else "[session_not_pinned]") in finished.stderr, finished
