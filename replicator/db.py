@@ -281,7 +281,7 @@ def _find_bytes(table: str | None) -> str:
     """Return what to do about texts that are not UTF-8, with the statement that lists the rows that may hold them."""
     rows = f"from {table or '...'} as t where t::text ~ '[\\x80-\\xff]'"
     return (
-        "a text holds bytes that are not UTF-8, as a SQL_ASCII database lets in: correct them in the source "
+        "a text holds bytes that have no place in UTF-8, as a SQL_ASCII database lets in: correct them in the source "
         f"(select ctid, t.* {rows} lists the rows with bytes beyond ASCII), "
         "or leave the column or such rows out with exclude or where"
     )
