@@ -249,3 +249,45 @@ def test_a_key_beyond_ascii_is_the_same_key_while_stored_bytes_are_taken(make_pa
     pair.source.execute(f"insert into t values ('worse', {bad}, 0)")
     pair.source.execute("insert into bare values ('ü')")
     expect_refusal(pair.run("listen", "--until-caught-up", check=1), "public.bare", "without a key")
+
+
+ODD = b"gr\xf6\xdfe"
+ODD_NAMES = {
+    "table": b'create table "' + ODD + b'" (id int primary key)',
+    "schema": b'create schema "' + ODD + b'"; create table "' + ODD + b'".x (id int primary key)',
+    "column": b'create table u (id int primary key, "' + ODD + b'" text)',
+    "type": b'create type "' + ODD + b"\" as enum ('a'); create table u (id int primary key, c \"" + ODD + b'"[])',
+    "label": b"create type odd as enum ('a', '" + ODD + b"'); create table u (id int primary key, c odd)",
+}
+
+
+@pytest.mark.parametrize("what", ODD_NAMES)
+def test_a_name_that_is_not_utf8_is_its_table_alone(make_pair: MakePair, what: str) -> None:
+    """S29: in a pattern that table fails by its name, and all others land; beside a selected table it is nobody's."""
+    pair = make_pair(listens=True, source_encoding="SQL_ASCII")
+    pair.source.execute("create table t (id int primary key, \"Größe\" text); insert into t values (1, 'ä')")
+    with pair.source_server.connect(pair.source_db) as session:
+        session.execute("set client_encoding = 'SQL_ASCII'")
+        session.execute(ODD_NAMES[what])
+        session.execute(b"grant select on all tables in schema public to " + pair.reader.encode())
+        session.execute(b"create publication replicator_default for all tables with (publish_via_partition_root)")
+    name = {"table": 'public."gr\\366\\337e"', "schema": '"gr\\366\\337e".x'}.get(what, "public.u")
+    pair.write_config(tables=[{"name": "*.*", "on_row_error": "quarantine"}])
+    for command, code in (("sync", 6), ("sync", 6), ("check", 4), ("plan", None)):
+        done = pair.run(command, check=code)
+        assert "name_not_text" in done.stdout + done.stderr, done
+        assert name in done.stdout + done.stderr, done
+    pair.assert_equal("public.t")
+    pair.write_config(tables=["public.t"])
+    pair.run("check")
+    catch_up(pair)
+    with pair.source_server.connect(pair.source_db) as session:
+        session.execute("set client_encoding = 'SQL_ASCII'")
+        (table,) = session.execute(
+            "select format('%I.%I', nspname, relname)::bytea from pg_class join pg_namespace n on n.oid = relnamespace"
+            " where relkind = 'r' and nspname !~ '^pg_' and nspname <> 'information_schema' and relname <> 't'"
+        ).fetchone() or (b"",)
+        session.execute(b"insert into " + table + b" (id) values (1)")
+    pair.source.execute("insert into t values (2, 'ö')")
+    catch_up(pair)
+    pair.assert_equal("public.t")
