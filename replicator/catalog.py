@@ -16,13 +16,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A relation that could be replicated, before it is looked into."""
+    """A relation that could be replicated, before it is looked into. is_text: all names in it are UTF-8."""
 
     oid: int
     schema: str
     name: str
     kind: str
     is_partition: bool
+    is_text: bool = True
 
 
 @dataclass(frozen=True, slots=True)

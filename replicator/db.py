@@ -351,7 +351,9 @@ def _no_partition(facts: Diagnostic, table: str | None, why: str) -> DataRefused
 def _refused(state: str, side: str, table: str | None, why: str) -> DataRefused:
     if side == "source":
         what = f"the source could not compute a row of {table}" if table else "the source could not compute a value"
-        hint = _find_bytes(table) if state in _ENCODING_STATES else _COMPUTE_HINT
+        hint = _COMPUTE_HINT
+        if state in _ENCODING_STATES:
+            what, hint = f"a text of {table or 'a table'} has no place in UTF-8", _find_bytes(table)
     else:
         what = f"the target refused a row of {table}" if table else "the target refused a value"
         if state == "22P05":
@@ -373,7 +375,7 @@ def _find_bytes(table: str | None) -> str:
     """Return what to do about texts that are not UTF-8, with the statement that lists the rows that may hold them."""
     rows = f"from {table or '...'} as t where t::text ~ '[\\x80-\\xff]'"
     return (
-        "a text holds bytes that are not UTF-8, as a SQL_ASCII database lets in: correct them in the source "
+        "correct the text in the source, where a SQL_ASCII database lets any bytes in "
         f"(select ctid, t.* {rows} lists the rows with bytes beyond ASCII), "
         "or leave the column or such rows out with exclude or where"
     )

@@ -147,6 +147,9 @@ def grant_replica_role(facts: ServerFacts) -> str:
     return sql.SQL("grant set on parameter session_replication_role to {}").format(name).as_string()
 
 
+_NO_ENCODING = "SQL_ASCII"
+
+
 def check_encodings(source: ServerFacts, target: ServerFacts, digest: Digest) -> Iterator[Finding]:
     """Find encodings that cost time or characters."""
     if target.encoding not in ("UTF8", source.encoding):
@@ -155,6 +158,13 @@ def check_encodings(source: ServerFacts, target: ServerFacts, digest: Digest) ->
             "warn",
             f"the source is {source.encoding}, the target {target.encoding}: a character that it lacks is refused",
             "create the target database with encoding 'UTF8' template template0",
+        )
+    elif source.encoding == _NO_ENCODING:
+        yield Finding(
+            "encoding",
+            "warn",
+            "the source is SQL_ASCII, which lets any bytes in: a row with a text that is not UTF-8 cannot be copied",
+            'on_row_error = "quarantine" lets `listen` go on without such a row; a sync stops at its table',
         )
     elif digest is Digest.PORTABLE:
         yield Finding(

@@ -16,7 +16,9 @@ from replicator.capture.collector import Collector
 from replicator.capture.intake import Intake
 from replicator.capture.lookup import Delivered, Lookup
 from replicator.capture.pgoutput import Relation as RelationMessage
+from replicator.capture.raw_intake import CONVERSION_STATES, find_codec, recode_relation
 from replicator.capture.signature import read_signatures
+from replicator.capture.source_state import read_end_of_wal
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes, KeyText
 from replicator.db import Connection, closing, translated
@@ -33,6 +35,9 @@ from replicator.stream.start import Started
 from replicator.stream.table import VERSION, Newcomers, StreamedTable, spell_keys, streams_binary
 from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import prepare_jobs
+
+_RAW_TRANSACTIONS = 1000
+"""Most in a batch while the source's own bytes are taken: the first look at where the odd ones are."""
 
 
 class StreamFollower:
@@ -106,6 +111,9 @@ class StreamFollower:
                     # The target refused what a changed definition explains: a new enum label, a wider type.
                     self._mark_stale(error.table)
                     return Outcome.AGAIN
+                if error is not loading.error and self._can_stream_raw(error):
+                    self._stream_raw()
+                    return Outcome.AGAIN
                 if isinstance(error, DataRefused) and loading.failed is not None:
                     self._seek(error, loading.failed, loader.refused_key)
                     return Outcome.AGAIN
@@ -127,6 +135,8 @@ class StreamFollower:
 
     def _resolve(self, message: RelationMessage) -> Intake | None:
         """Return the intake of a relation that is described; None when its changes are not taken as they come."""
+        if self.raw_encoding is not None:
+            message = recode_relation(message, find_codec(self.raw_encoding) or "utf-8")
         collector = self.collector
         table = self.by_oid.get(message.oid)
         is_known = table is not None or collector.keeps(message.oid)
@@ -135,7 +145,7 @@ class StreamFollower:
             collector.discard(root)
         if table is None or not collector.is_live(table):
             return None
-        intake = self.tables[table].make_intake(message)
+        intake = self.tables[table].make_intake(message, encoding=self.raw_encoding)
         if intake is None and not collector.passes_over(table):
             collector.discard(table)
         return intake
@@ -186,6 +196,26 @@ class StreamFollower:
         changes.stale |= {table}
         return True
 
+    @property
+    def raw_encoding(self) -> str | None:
+        """Return the encoding in which texts come, where the source is not asked to convert them."""
+        return self._encoding if self.search is not None and self.search.is_raw else None
+
+    @property
+    def _encoding(self) -> str:
+        return self.watcher.info.parameter_status("server_encoding") or ""
+
+    def _can_stream_raw(self, error: OperatorError) -> bool:
+        """Say whether the source ended the stream at a text that it cannot convert, and other means may find it."""
+        is_conversion = isinstance(error, DataRefused) and error.sqlstate in CONVERSION_STATES and error.table is None
+        return is_conversion and self.raw_encoding is None and find_codec(self._encoding) is not None
+
+    def _stream_raw(self) -> None:
+        """Let the next run take texts as the source stores them, up to where it stands now."""
+        with translated("source"):
+            self.search = Search(_RAW_TRANSACTIONS, read_end_of_wal(self.watcher), is_raw=True)
+        self.log.info("unconvertible_text_sought", path="listen", lsn=str(self.search.until))
+
     def _seek(self, error: DataRefused, failed: Changes, key: KeyText | None) -> None:
         """Go on with the search for a refused row's transaction. Raises the error, located, once it is found."""
         search = narrow(self.search, failed)
@@ -232,6 +262,7 @@ class StreamFollower:
                     publications=[self.settings.publication_name],
                     at=position,
                     binary=self._streams_binary(),
+                    is_raw=self.raw_encoding is not None,
                 )
             except BaseException:
                 sender.close()

@@ -229,11 +229,13 @@ class Until:
 class Search:
     """The search for the transaction of a refused row, by ever smaller batches. Cells come as text, for the row's key.
 
-    transactions: most in a batch. until: the search is over once all up to here has landed.
+    transactions: most in a batch. until: the search is over once all up to here has landed. is_raw: the source cannot
+    convert one of the texts, so they come as it stores them.
     """
 
     transactions: int
     until: Lsn
+    is_raw: bool = False
 
 
 def narrow(search: Search | None, failed: Changes) -> Search | None:
@@ -241,7 +243,8 @@ def narrow(search: Search | None, failed: Changes) -> Search | None:
     transactions = failed.transactions + failed.is_open
     if failed.commit_lsn is None or (search is not None and transactions <= 1):
         return None
-    return Search(max(1, transactions // _NARROWING), failed.commit_lsn)
+    is_raw = search is not None and search.is_raw
+    return Search(max(1, transactions // _NARROWING), failed.commit_lsn, is_raw)
 
 
 class Stream:

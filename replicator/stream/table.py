@@ -18,6 +18,7 @@ from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
 from replicator.capture.pgoutput import Relation as RelationMessage
+from replicator.capture.raw_intake import RawIntake, find_codec
 from replicator.catalog import format_types
 from replicator.db import Connection
 from replicator.digest import Digest
@@ -49,8 +50,8 @@ class StreamedTable:
     fitted: FittedTarget | None
     sequences: tuple[Fed, ...] = ()
 
-    def make_intake(self, message: RelationMessage) -> Intake | None:
-        """Return the intake for a relation of this table.
+    def make_intake(self, message: RelationMessage, *, encoding: str | None = None) -> Intake | None:
+        """Return the intake for a relation of this table. encoding: of texts that come as the source stores them.
 
         None when its shape is not the one that was copied, or when it does not say which row changed: the table is then
         to be read again. What an identity that was mended since has left in the WAL cannot be mended any more.
@@ -59,7 +60,12 @@ class StreamedTable:
         if {c.name: (c.type_oid, c.type_modifier) for c in message.columns} != self.expected:
             return None
         is_part = message.oid != relation.oid or relation.has_children
-        return Intake(message, self.layout, is_part=is_part) if self._names_rows(message) else None
+        if not self._names_rows(message):
+            return None
+        codec = None if encoding is None else find_codec(encoding)
+        if encoding is None or codec is None:
+            return Intake(message, self.layout, is_part=is_part)
+        return RawIntake(message, self.layout, is_part=is_part, encoding=encoding, codec=codec)
 
     def _names_rows(self, message: RelationMessage) -> bool:
         if message.identity == "f":

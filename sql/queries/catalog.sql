@@ -3,9 +3,29 @@
 
 -- name: list_relations
 -- All relations a SELECT could name; partitions are marked, because a pattern takes their root instead.
-select c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind, c.relispartition as is_partition
+-- A database without encoding has names of any bytes, and refuses to send those that are not UTF-8. is_text: the relation
+-- has none of them, nor have its columns and their types; where its own name is one, it stands with escapes.
+with utf8 (pattern) as (
+    select case when pg_catalog.current_setting('server_encoding') = 'SQL_ASCII' then
+'^([\x01-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})*$'
+    end)
+select c.oid::bigint as oid, s.label as schema, r.label as name, c.relkind::text as kind, c.relispartition as is_partition,
+       case when u.pattern is null then true
+            else n.nspname::text ~ u.pattern and c.relname::text ~ u.pattern and not exists (
+                select from pg_catalog.pg_attribute a
+                join pg_catalog.pg_type t on t.oid = a.atttypid
+                join pg_catalog.pg_type e on e.oid in (t.oid, t.typelem, t.typbasetype)
+                where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+                  and (a.attname::text !~ u.pattern or e.typname::text !~ u.pattern or exists (
+                           select from pg_catalog.pg_enum l where l.enumtypid = e.oid and l.enumlabel::text !~ u.pattern)))
+            end as is_text
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+cross join utf8 u
+cross join lateral (select case when n.nspname::text !~ u.pattern then encode(convert_to(n.nspname::text, 'SQL_ASCII'), 'escape')
+                                else n.nspname::text end as label) s
+cross join lateral (select case when c.relname::text !~ u.pattern then encode(convert_to(c.relname::text, 'SQL_ASCII'), 'escape')
+                                else c.relname::text end as label) r
 where c.relkind in ('r', 'p', 'v', 'm', 'f')
   and c.relpersistence <> 't'
   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'

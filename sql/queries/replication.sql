@@ -54,9 +54,17 @@ select (case when p.oid is null then pg_catalog.has_database_privilege(pg_catalo
 from (select) as one left join pg_catalog.pg_publication p on p.pubname = :'publication';
 
 -- name: published_tables
--- columns: in the table's order.
+-- columns: in the table's order. Tables with names that are not UTF-8 are passed over, as in catalog.list_relations.
+with utf8 (pattern) as (
+    select case when pg_catalog.current_setting('server_encoding') = 'SQL_ASCII' then
+'^([\x01-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})*$'
+    end)
 select t.schemaname as schema, t.tablename as name, t.attnames::text[] as columns, t.rowfilter is not null as is_filtered
-from pg_catalog.pg_publication_tables t where t.pubname = :'publication';
+from pg_catalog.pg_publication_tables t cross join utf8 u
+where t.pubname = :'publication'
+  and case when u.pattern is null then true
+           else t.schemaname::text ~ u.pattern and t.tablename::text ~ u.pattern
+                and not exists (select from unnest(t.attnames) as x where x::text !~ u.pattern) end;
 
 -- name: memberships
 -- oids: roots. What ties each to the publication, and its partitions to it: other rows of the catalog, or other versions

@@ -169,3 +169,125 @@ def test_names_in_the_stream_that_are_not_utf8_and_are_not_ours_pass_by(make_pai
     pair.source.execute("insert into t values (2, 'after', 0)")
     catch_up(pair)
     pair.assert_equal("public.t")
+
+
+WITHOUT_PLACE = {"WIN1252": b"\x81", "WIN1257": b"\x83", "LATIN3": b"\xa5", "EUC_JP": b"\xa9\xb1"}
+"""By encoding, a text that its database takes and that UTF-8 has no place for."""
+
+
+@pytest.mark.parametrize("encoding", WITHOUT_PLACE)
+@pytest.mark.parametrize("on_row_error", ["quarantine", "stop"])
+def test_a_text_that_the_source_cannot_convert_is_one_row_and_not_the_stream(
+    make_pair: MakePair, encoding: str, on_row_error: str
+) -> None:
+    """S29: the server says of no row, so the stored bytes are asked for; names and texts beyond ASCII stay right."""
+    pair = make_pair(listens=True, source_encoding=encoding)
+    good = "ア" if encoding == "EUC_JP" else "ä"
+    bad = f"convert_from('\\x{WITHOUT_PLACE[encoding].hex()}'::bytea, '{encoding}')"
+    pair.source.execute(
+        f'create table t (id int primary key, "{good}" text, n int); create table other (k text primary key)'
+    )
+    pair.source.execute("insert into t values (1, 'a', 0)")
+    pair.publish()
+    tables = [{"name": name, "on_row_error": on_row_error} for name in ("public.t", "public.other")]
+    pair.write_config(tables=tables, listen={"on_table_error": "stop"})
+    catch_up(pair)
+    pair.source.execute(f"insert into t values (2, '{good}', 0); insert into other values ('plain')")
+    pair.source.execute(f"insert into t values (3, {bad}, 0)")
+    pair.source.execute(f"insert into t values (4, '{good}{good}', 0); update t set n = 1 where id in (1, 2, 4)")
+    pair.source.execute("delete from t where id = 4; update other set k = 'other' where k = 'plain'")
+    if on_row_error == "quarantine":
+        catch_up(pair)
+        (row,) = pair.json("quarantine", "list")["rows"]
+        assert (row["table_name"], row["key"], row["error_code"]) == ("public.t", ["3"], "22P05")
+    else:
+        stopped = pair.run("listen", "--until-caught-up", check=1)
+        expect_refusal(stopped, "public.t", "22P05", "commits at ")
+        assert pair.json("quarantine", "show")["stopped_at"]["key"] == ["3"]
+    pair.source.execute(f"update t set \"{good}\" = '{good}' where id = 3")
+    catch_up(pair)
+    if on_row_error == "quarantine":
+        pair.run("quarantine", "retry")
+    pair.assert_equal("public.t")
+    pair.assert_equal("public.other")
+
+
+def test_a_key_beyond_ascii_is_the_same_key_while_stored_bytes_are_taken(make_pair: MakePair) -> None:
+    """S29: of one byte a character; masked ones too, with rows that come, change and go."""
+    pair = make_pair(listens=True, source_encoding="WIN1252")
+    bad = "convert_from('\\x81'::bytea, 'WIN1252')"
+    pair.source.execute(
+        "create table t (k text primary key, big text, n int); alter table t alter big set storage external"
+    )
+    pair.source.execute("create table hashed (k text primary key, n int); create table bare (v text)")
+    pair.source.execute("alter table bare replica identity full")
+    pair.source.execute("insert into t select 'ä' || n, repeat('x', 5000), n from generate_series(1, 9) n")
+    pair.source.execute(
+        "insert into hashed select 'ä' || n, n from generate_series(1, 9) n; insert into bare values ('ä')"
+    )
+    pair.publish()
+    (pair.dir / "mask.key").write_text("x" * 40)
+    names: list[Any] = ["public.t", {"name": "public.hashed", "mask": {"k": "hash"}}, "public.bare"]
+    tables = [{"on_row_error": "quarantine", **(n if isinstance(n, dict) else {"name": n})} for n in names]
+    pair.write_config(tables=tables, listen={"on_table_error": "stop"}, privacy={"mask_key_file": "mask.key"})
+    catch_up(pair)
+    pair.source.execute(f"insert into t values ('bad', {bad}, 0)")
+    for table in ("t", "hashed"):
+        pair.source.execute(
+            f"update {table} set n = 10 where k = 'ä1'; delete from {table} where k = 'ä2';"
+            f"update {table} set k = 'ö3' where k = 'ä3'; update {table} set k = 'plain' where k = 'ä4'"
+        )
+    pair.source.execute("insert into t values ('é€', 'new', 1); insert into bare values ('plain')")
+    catch_up(pair)
+    assert [row["key"] for row in pair.json("quarantine", "list")["rows"]] == [["bad"]]
+    pair.source.execute("delete from t where k = 'bad'")
+    catch_up(pair)
+    pair.run("quarantine", "retry")
+    pair.assert_equal("public.t")
+    pair.assert_equal("public.bare")
+    pair.run("verify")
+    pair.source.execute(f"insert into t values ('worse', {bad}, 0)")
+    pair.source.execute("insert into bare values ('ü')")
+    expect_refusal(pair.run("listen", "--until-caught-up", check=1), "public.bare", "without a key")
+
+
+ODD = b"gr\xf6\xdfe"
+ODD_NAMES = {
+    "table": b'create table "' + ODD + b'" (id int primary key)',
+    "schema": b'create schema "' + ODD + b'"; create table "' + ODD + b'".x (id int primary key)',
+    "column": b'create table u (id int primary key, "' + ODD + b'" text)',
+    "type": b'create type "' + ODD + b"\" as enum ('a'); create table u (id int primary key, c \"" + ODD + b'"[])',
+    "label": b"create type odd as enum ('a', '" + ODD + b"'); create table u (id int primary key, c odd)",
+}
+
+
+@pytest.mark.parametrize("what", ODD_NAMES)
+def test_a_name_that_is_not_utf8_is_its_table_alone(make_pair: MakePair, what: str) -> None:
+    """S29: in a pattern that table fails by its name, and all others land; beside a selected table it is nobody's."""
+    pair = make_pair(listens=True, source_encoding="SQL_ASCII")
+    pair.source.execute("create table t (id int primary key, \"Größe\" text); insert into t values (1, 'ä')")
+    with pair.source_server.connect(pair.source_db) as session:
+        session.execute("set client_encoding = 'SQL_ASCII'")
+        session.execute(ODD_NAMES[what])
+        session.execute(b"grant select on all tables in schema public to " + pair.reader.encode())
+        session.execute(b"create publication replicator_default for all tables with (publish_via_partition_root)")
+    name = {"table": 'public."gr\\366\\337e"', "schema": '"gr\\366\\337e".x'}.get(what, "public.u")
+    pair.write_config(tables=[{"name": "*.*", "on_row_error": "quarantine"}])
+    for command, code in (("sync", 6), ("sync", 6), ("check", 4), ("plan", None)):
+        done = pair.run(command, check=code)
+        assert "name_not_text" in done.stdout + done.stderr, done
+        assert name in done.stdout + done.stderr, done
+    pair.assert_equal("public.t")
+    pair.write_config(tables=["public.t"])
+    pair.run("check")
+    catch_up(pair)
+    with pair.source_server.connect(pair.source_db) as session:
+        session.execute("set client_encoding = 'SQL_ASCII'")
+        (table,) = session.execute(
+            "select format('%I.%I', nspname, relname)::bytea from pg_class join pg_namespace n on n.oid = relnamespace"
+            " where relkind = 'r' and nspname !~ '^pg_' and nspname <> 'information_schema' and relname <> 't'"
+        ).fetchone() or (b"",)
+        session.execute(b"insert into " + table + b" (id) values (1)")
+    pair.source.execute("insert into t values (2, 'ö')")
+    catch_up(pair)
+    pair.assert_equal("public.t")
