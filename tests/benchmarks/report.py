@@ -19,6 +19,7 @@ from tests.benchmarks.workload import Result
 PROJECT, FLOOR, NATIVE, LIMIT = "replicator", "psql pipe", "subscription", "pg_recvlogical"
 MEMORY_GOAL_BYTES = 200 << 20
 IDLE_GOAL_S = 2.0
+LAG_GOAL_S = 1.0
 START_GOAL_S = 5.0
 FIRST_TOUCH_GOAL = 2.0
 LIMIT_GOAL = 1.5
@@ -140,8 +141,10 @@ def judge_many_tables(many: ManyTables) -> list[Line]:
     ratio = first / min(later)
     limit = f"under {START_GOAL_S:g} s"
     told = f"{many.start_s:.2f} s, {many.statements} statements at the target"
+    lag, is_near = f"{many.altered_lag_s:.2f} s behind", many.altered_lag_s < LAG_GOAL_S
     return [
         Line(f"{work}, start of listen", told, "", "", None, limit, many.start_s < START_GOAL_S),
+        Line(f"{work}, the others while one is altered", lag, "", "", None, "under 1 s", is_near),
         Line(f"{work}, serve is ready", f"{many.ready_s:.2f} s", "", "", None, limit, many.ready_s < START_GOAL_S),
         Line(
             f"{work}, first transaction over all", f"{first:.2f} s", "the next", f"{min(later):.2f} s", round(ratio, 2),
