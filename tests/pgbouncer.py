@@ -32,6 +32,7 @@ pool_mode = {mode}
 max_client_conn = 300
 default_pool_size = {size}
 query_wait_timeout = {wait_s}
+server_login_retry = 1
 server_round_robin = {round_robin}
 ignore_startup_parameters = {ignored}
 """
