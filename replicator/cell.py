@@ -17,3 +17,12 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 
 Cell: TypeAlias = bytes | Literal[Unchanged.UNCHANGED] | None
 Cells: TypeAlias = tuple[Cell, ...]
+
+
+def is_text(cell: bytes | None) -> bool:
+    """Say whether a cell in text format is UTF-8, as every text is but those of a database without encoding."""
+    try:
+        (cell or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,7 +1,7 @@
 """Limits of a server or a role that were met, told by the setting that has to be raised.
 
-A refused connection comes with words alone. For all else the server's source file tells the limit, which is the same
-in every language and version: lock.c has the lock table, fd.c the temporary files, slot.c the replication slots.
+That a connection met one its SQLSTATE tells, in every language; which one it was, words alone. For all else the
+server's source file tells the limit: lock.c has the lock table, fd.c the temporary files, slot.c the replication slots.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-_OUT_OF_MEMORY, _CONFIGURED_LIMIT = "53200", "53400"
+from replicator.connect_probe import Refusal
+
+_OUT_OF_MEMORY, _NO_CONNECTION, _CONFIGURED_LIMIT = "53200", "53300", "53400"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,27 @@ def find_limit(error: psycopg.Error) -> Limit | None:
     return _SETTINGS.get((error.sqlstate or "", error.diag.source_file or ""))
 
 
-def find_connection_limit(said: str, conninfo: str) -> Limit | None:
-    """Return the limit that kept a connection out, by what the server said."""
+def find_connection_limit(refusal: Refusal, said: str, conninfo: str, *, replication: bool = False) -> Limit | None:
+    """Return the limit that kept a connection out; None for another cause.
+
+    said: by the server, in its own language. Where it is not understood the hint names what it may be.
+    """
+    named = _find_named(said, conninfo)
+    if _NO_CONNECTION in refusal.sqlstates:
+        return named or _name_any(conninfo, replication=replication)
+    return None if refusal.sqlstates or refusal.said else named
+
+
+def _name_any(conninfo: str, *, replication: bool) -> Limit:
+    role = conninfo_to_dict(conninfo).get("user")
+    senders = "max_wal_senders, " if replication else ""
+    return Limit(
+        f"{senders}max_connections, or a CONNECTION LIMIT",
+        f"the server's log names it, at the time of this line; lower --jobs, or {_raise('role', role)}",
+    )
+
+
+def _find_named(said: str, conninfo: str) -> Limit | None:
     role = conninfo_to_dict(conninfo).get("user")
     database = conninfo_to_dict(conninfo).get("dbname")
     if "max_wal_senders" in said:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from replicator.digest import SLOTS
 from replicator.errors import SafetyStop
 from replicator.position import Lsn, is_within_horizon
-from replicator.strategy import FULL, WATERMARK, XMIN, Choice
+from replicator.strategy import BOUNDED, FULL, WATERMARK, XMIN, Choice
 
 INCREMENTAL = "incremental"
 
@@ -87,6 +87,11 @@ class Reading:
     reason: str
     slots: tuple[int, ...] = ()
 
+    @property
+    def audits_by_hashes(self) -> bool:
+        """Say whether the audit compares all rows by hashes, which also tells what is gone; else it goes by age."""
+        return self.audit and (self.since_xid is None or self.strategy == XMIN)
+
 
 def decide_reading(
     choice: Choice,
@@ -129,10 +134,11 @@ def decide_reading(
     if reason:
         return Reading(FULL, choice.strategy, None, None, False, next_mark, reason)
     slots = choose_slots(state.proved_at, verify_share)
-    if choice.strategy == XMIN:
-        return Reading(INCREMENTAL, XMIN, state.xid_position, None, False, None, "", slots)
-    if audit_due and audit_xid is None:
+    has_audit = choice.guarantee == BOUNDED and audit_due
+    if has_audit and (audit_xid is None or choice.strategy == XMIN):
         slots = tuple(range(SLOTS))
+    if choice.strategy == XMIN:
+        return Reading(INCREMENTAL, XMIN, state.xid_position, None, has_audit, None, "", slots)
     return Reading(
         INCREMENTAL,
         WATERMARK,

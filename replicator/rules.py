@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from psycopg import sql
 
 from replicator.config.table_setting import TableEntry, TableSettings
 from replicator.errors import ConfigError
-from replicator.relation import Column, Relation, Type
+from replicator.relation import NAMING_TYPES, Column, Relation, Type
 
 MASK_KEY_SETTING = "replicator.mask_key"
 _TEXT_TYPES = frozenset({"text", "varchar", "bpchar", "name", "citext"})
@@ -23,6 +25,7 @@ TEXT_OID = 25
 TIMESTAMPTZ_OID = 1184
 _TIMESTAMPTZ = Type(TIMESTAMPTZ_OID, "pg_catalog", "timestamptz", "b", None, 0, 0, -1, (), binary=True)
 CellRule = Callable[[bytes], bytes | None]
+_NAMES_OBJECTS = re.compile(r"\b(?:" + "|".join(sorted(NAMING_TYPES)) + r")\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +79,26 @@ class Mapping:
 
 
 def describe_rules(mapping: Mapping, mask_key: bytes | None) -> str:
-    """Return the compiled rules as text for the fingerprint; another mask key is another rule."""
+    """Return the compiled rules as text for the fingerprint: `select_rows`; another mask key is another rule.
+
+    Written without psycopg's composing, which for thousands of tables takes seconds.
+    """
     key = hashlib.sha256(mask_key).hexdigest() if mapping.hashes and mask_key is not None else ""
-    return mapping.select_rows().as_string() + key
+    columns = ", ".join(f"{_write(output.expression)} AS {_quote(output.name)}" for output in mapping.outputs)
+    where = "" if mapping.where is None else f" WHERE ({mapping.where.as_string()})"
+    name = f"{_quote(mapping.relation.schema)}.{_quote(mapping.relation.name)}"
+    return "".join(["SELECT ", columns, " FROM ", name, where, key])
+
+
+@cache
+def _quote(name: str) -> str:
+    return sql.Identifier(name).as_string()
+
+
+def _write(expression: sql.Composable) -> str:
+    """Return SQL as text. A column by itself is by far the most frequent."""
+    is_column = isinstance(expression, sql.Identifier) and len(expression._obj) == 1
+    return _quote(expression._obj[0]) if is_column else expression.as_string()
 
 
 def name_output(output: Output) -> sql.Composed:
@@ -265,6 +285,27 @@ def needs_source(mapping: Mapping, table: TableSettings) -> bool:
     """Say whether only the source can compute the target's rows: `where`, and masks that are SQL expressions."""
     masks = expression_masks(table)
     return mapping.where is not None or any(output.source.name in masks for output in mapping.outputs)
+
+
+def find_naming_columns(mapping: Mapping, table: TableSettings) -> tuple[str, ...]:
+    """Return the source's columns whose copy is written with names of objects, which follow each rename.
+
+    By their type, or by an expression of the configuration that casts to such a type; `where` counts as a column.
+    """
+    relation, masks = mapping.relation, expression_masks(table)
+    naming = [column.name for column in relation.columns if relation.names_objects(column.type_oid)]
+
+    def speaks_of_objects(expression: str) -> bool:
+        return bool(_NAMES_OBJECTS.search(expression)) or any(name in expression for name in naming)
+
+    found = [
+        name
+        for name in (output.source.name for output in mapping.outputs)
+        if (speaks_of_objects(masks[name]) if name in masks else name in naming and table.mask.get(name) != "null")
+    ]
+    if table.where and speaks_of_objects(table.where):
+        found.append("where")
+    return tuple(found)
 
 
 def _cleaned(value: sql.Composable, base: Type | None, table: TableSettings) -> sql.Composable:

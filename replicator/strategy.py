@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,7 +10,7 @@ from replicator.batch import DUE_MARK
 from replicator.config.table_setting import TableSettings
 from replicator.errors import ConfigError
 from replicator.relation import KIND_NAMES, MATVIEW, PARTITIONED, TABLE, Relation
-from replicator.rules import Mapping
+from replicator.rules import Mapping, find_naming_columns
 
 XMIN, WATERMARK, FULL = "xmin", "watermark", "full"
 EXACT, BOUNDED = "exact", "bounded"
@@ -39,7 +40,7 @@ def choose_strategy(mapping: Mapping, table: TableSettings, *, on_standby: bool)
     Raises ConfigError when the configured strategy cannot work on this relation.
     """
     relation, kind = mapping.relation, KIND_NAMES[mapping.relation.kind]
-    wanted = table.strategy
+    wanted, naming = table.strategy, find_naming_columns(mapping, table)
     if not mapping.key:
         if wanted in (XMIN, WATERMARK):
             raise _cannot(relation, wanted, "it has no usable key")
@@ -50,24 +51,31 @@ def choose_strategy(mapping: Mapping, table: TableSettings, *, on_standby: bool)
         if not reads_by_xmin(relation):
             why = f"not every row of this {kind} lives in a heap" if relation.reads_versions else _UNREADABLE
             raise _cannot(relation, wanted, why)
+        if naming:
+            return Choice(XMIN, BOUNDED, f"configured; {_tell_naming(naming)}: the audit brings it")
         return Choice(XMIN, EXACT, "configured")
     if wanted == WATERMARK:
         problem = _watermark_problem(mapping, on_standby)
         if problem:
             raise _cannot(relation, wanted, problem)
         return Choice(WATERMARK, BOUNDED, "configured")
-    return _choose_automatically(mapping, table, on_standby)
+    return _choose_automatically(mapping, table, naming, on_standby)
 
 
-def _choose_automatically(mapping: Mapping, table: TableSettings, on_standby: bool) -> Choice:
+def _choose_automatically(mapping: Mapping, table: TableSettings, naming: Sequence[str], on_standby: bool) -> Choice:
     relation, kind = mapping.relation, KIND_NAMES[mapping.relation.kind]
     problem = _watermark_problem(mapping, on_standby)
+    if naming and reads_by_xmin(relation) and relation.heap_bytes <= table.xmin_scan_limit:
+        return Choice(FULL, EXACT, _tell_naming(naming))
     if reads_by_xmin(relation):
         if relation.heap_bytes <= table.xmin_scan_limit:
             return Choice(XMIN, EXACT, "a heap within xmin_scan_limit: every new row version is seen")
         if problem is None and mapping.watermark and relation.index_on(mapping.watermark.name):
             return Choice(WATERMARK, BOUNDED, "larger than xmin_scan_limit, and the watermark has an index")
-        return Choice(XMIN, EXACT, "larger than xmin_scan_limit, but without an indexed watermark")
+        size = "larger than xmin_scan_limit, but without an indexed watermark"
+        if naming:
+            return Choice(XMIN, BOUNDED, f"{size}; {_tell_naming(naming)}: the audit brings it")
+        return Choice(XMIN, EXACT, size)
     if problem is None:
         return Choice(WATERMARK, BOUNDED, f"a {kind} with a watermark, audited by hashes")
     if not relation.reads_versions:
@@ -80,10 +88,19 @@ def reads_by_xmin(relation: Relation) -> bool:
     return relation.kind in (TABLE, PARTITIONED) and relation.is_heap and not relation.has_children
 
 
-def audits_by_xmin(mapping: Mapping) -> bool:
-    """Say whether an audit can go by the age of rows: it needs room for one more column in staging, and its name."""
+def audits_by_xmin(mapping: Mapping, table: TableSettings) -> bool:
+    """Say whether an audit can go by the age of rows: it needs room for one more column in staging, and its name.
+
+    Names of objects change without another version of their row, so they are compared by hashes.
+    """
     names = {output.name for output in mapping.outputs}
-    return reads_by_xmin(mapping.relation) and len(names) < MOST_COLUMNS and DUE_MARK not in names
+    has_room = len(names) < MOST_COLUMNS and DUE_MARK not in names
+    return reads_by_xmin(mapping.relation) and has_room and not find_naming_columns(mapping, table)
+
+
+def stream_guarantee(mapping: Mapping, table: TableSettings) -> str:
+    """Return the guarantee of a table's stream: a rename of an object that its text names is in no WAL."""
+    return BOUNDED if find_naming_columns(mapping, table) else EXACT
 
 
 def watermark_slack(mapping: Mapping, table: TableSettings) -> timedelta:
@@ -109,6 +126,10 @@ def audits_every_time(relation: Relation) -> bool:
     if relation.kind not in (TABLE, PARTITIONED, MATVIEW):
         return True
     return relation.estimated_rows < SMALL_TABLE_ROWS
+
+
+def _tell_naming(naming: Sequence[str]) -> str:
+    return f"{', '.join(naming)} names objects of the source, and a rename changes the text without a row version"
 
 
 def _watermark_problem(mapping: Mapping, on_standby: bool) -> str | None:

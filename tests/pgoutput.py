@@ -25,6 +25,7 @@ from replicator.capture.pgoutput import (
     Message,
     Origin,
     Relation,
+    StreamAbort,
     Truncate,
     Type,
     Update,
@@ -34,7 +35,7 @@ from replicator.cell import UNCHANGED, Cells
 from replicator.errors import StreamError
 
 EXTREMES = (b"\x00", b"\x01", b"\x7f", b"\x80", b"\xff")
-KINDS = b"BCORYIUDTMNKOntbu"
+KINDS = b"BCORYIUDTMANKOntbu"
 
 
 def encode(message: Message) -> bytes:
@@ -63,6 +64,8 @@ def encode(message: Message) -> bytes:
         case LogicalMessage(transactional, lsn, prefix, content):
             head = b"M" + struct.pack(">BQ", transactional, lsn) + encode_name(prefix)
             return head + struct.pack(">I", len(content)) + content
+        case StreamAbort(xid, subxid, aborted):
+            return b"A" + struct.pack(">II", xid, subxid) + (struct.pack(">Qq", *aborted) if aborted else b"")
 
 
 def encode_relation(relation: Relation) -> bytes:
@@ -98,7 +101,7 @@ def encode_schema(schema: str) -> bytes:
 
 
 def encode_name(name: str) -> bytes:
-    return name.encode() + b"\0"
+    return name.encode("utf-8", "surrogateescape") + b"\0"
 
 
 def mutate(message: bytes, dice: random.Random) -> bytes:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import psycopg
 
 from replicator.apply.control import lock_key
 from replicator.batch import Figures
+from replicator.cell import is_text
 from replicator.changes import KeyText
 from replicator.db import Connection
 from replicator.errors import FencedError, LockHeldError, PassingError, ReplicatorError
 from replicator.position import Lsn, Origin, Seen
 from replicator.statement import statement
+from replicator.strategy import EXACT
 from replicator.telemetry.trace import scrub_traceback
 
 Row = dict[str, Any]
@@ -154,6 +156,12 @@ class StreamControl:
         """Make a table part of the stream."""
         self._execute("save_table", table_name=table, since=str(since), definition=definition, is_stale=is_stale)
 
+    def join_table(self, table: str, since: Lsn, definition: str) -> None:
+        """Make a table part of the stream that was read beside it, and note that its trouble is over."""
+        self.save_table(table, since, definition)
+        self.unpark_table(table)
+        self.end_table_copy(table)
+
     def save_seen(self, table: str, snapshot: str, until: Lsn, epoch: int) -> None:
         """Note what a read of the table by itself saw, inside the transaction of its rows.
 
@@ -232,29 +240,29 @@ class StreamControl:
     def add_figures(
         self,
         execution_id: UUID,
-        table: str,
-        figures: Figures,
+        figures: Mapping[str, Figures],
         *,
+        guarantees: Mapping[str, str],
         started_at: datetime,
         lsn: Lsn,
         fresh_at: datetime | None,
     ) -> None:
-        """Count a batch in the table's row of this minute."""
+        """Count a batch in the tables' rows of this minute, in two statements for any number of them."""
         minute = datetime.now(UTC).replace(second=0, microsecond=0)
-        known = self._fresh.get(table) or self._batches.get(table)
-        parameters = figures.counts()
-        if known is not None and known[1] == minute:
-            self._execute(
-                "grow_batch", batch_id=known[0], started_at=started_at, lsn_end=str(lsn), watermark_end=fresh_at,
-                **parameters,
-            )  # fmt: skip
-            return
-        row = self._execute(
-            "add_batch", execution_id=str(execution_id), table_name=table, started_at=started_at, lsn_start=str(lsn),
-            lsn_end=str(lsn), watermark_end=fresh_at, **parameters,
-        ).fetchone()  # fmt: skip
-        assert row is not None
-        self._fresh[table] = (row["batch_id"], minute)
+        known = {table: self._fresh.get(table) or self._batches.get(table) for table in figures}
+        grown = {table: row[0] for table, row in known.items() if row is not None and row[1] == minute}
+        told = {"started_at": started_at, "lsn": str(lsn), "watermark_end": fresh_at}
+        if grown:
+            more = [{"batch_id": batch_id, **figures[table].counts()} for table, batch_id in grown.items()]
+            self._execute("grow_batches", batches=json.dumps(more), **told)
+        if len(grown) < len(figures):
+            added = [
+                {"table_name": table, "guarantee": guarantees.get(table, EXACT), **one.counts()}
+                for table, one in figures.items()
+                if table not in grown
+            ]
+            rows = self._execute("add_batches", execution_id=str(execution_id), batches=json.dumps(added), **told)
+            self._fresh.update({row["table_name"]: (row["batch_id"], minute) for row in rows.fetchall()})
 
     def settle(self, *, committed: bool) -> None:
         """Keep the rows of `etl_control` that the transaction made, or drop them with it."""
@@ -286,13 +294,20 @@ class StreamControl:
             error_message=error.message,
         )
 
-    def read_refused(self) -> Row | None:
-        """Return the change that the stream could not get past when it was last tried; None when there is none."""
-        return self._execute("read_refused").fetchone()
+    def read_refused(self) -> list[Row]:
+        """Return the changes that the stream could not get past, at most one a table, the newest first."""
+        rows = self._execute("read_refused").fetchall()
+        return [row if row["key"] is None else row | {"key": show_key(row["key"])} for row in rows]
 
     def read_quarantine(self) -> list[Row]:
         """Return the rows that wait."""
-        return self._execute("read_quarantine").fetchall()
+        rows = self._execute("read_quarantine").fetchall()
+        return [row | {"key": show_key(row["key"])} for row in rows]
+
+    def list_unreadable(self) -> set[int]:
+        """Return the numbers of the rows that wait under keys which are no text: no statement can name those."""
+        rows = self._execute("read_quarantine").fetchall()
+        return {row["quarantine_id"] for row in rows if not all(map(is_text, read_key(row["key"])))}
 
     def quarantine(self, table: str, key: KeyText, lsn: Lsn | None, error: ReplicatorError) -> None:
         """Put a row aside."""
@@ -308,7 +323,7 @@ class StreamControl:
     def read_waiting_keys(self, table: str) -> set[KeyText]:
         """Return the keys of a table that are in quarantine."""
         rows = self._execute("read_waiting", table_name=table).fetchall()
-        return {tuple([None if text is None else text.encode() for text in row["key"]]) for row in rows}
+        return {read_key(row["key"]) for row in rows}
 
     def touch_waiting(self, table: str, key: KeyText, lsn: Lsn | None) -> None:
         """Count one more change of a row in quarantine."""
@@ -366,9 +381,24 @@ def _origin(row: Row) -> Origin:
     return Origin(Lsn.parse(row["since"]), seen)
 
 
-def write_key(key: Sequence[bytes | None]) -> list[str | None]:
-    """Return a key as JSON has it: the text of each cell."""
-    return [None if cell is None else cell.decode() for cell in key]
+_BYTES = "bytes"
+KeyJson: TypeAlias = Sequence[str | dict[str, str] | None]
+"""A key in the quarantine table: the text of each cell, or its bytes in hex where they are not UTF-8."""
+
+
+def write_key(key: Sequence[bytes | None]) -> KeyJson:
+    """Return a key as the quarantine table has it."""
+    return [None if cell is None else cell.decode() if is_text(cell) else {_BYTES: cell.hex()} for cell in key]
+
+
+def read_key(key: KeyJson) -> KeyText:
+    """Return the cells of a key in the quarantine table."""
+    return tuple([None if c is None else c.encode() if isinstance(c, str) else bytes.fromhex(c[_BYTES]) for c in key])
+
+
+def show_key(key: KeyJson) -> list[str | None]:
+    """Return a key for people and in JSON: bytes that are not UTF-8 stand as their escapes."""
+    return [None if cell is None else cell.decode("utf-8", "backslashreplace") for cell in read_key(key)]
 
 
 def _state(row: Row) -> ListenerState:

@@ -17,21 +17,35 @@ from uuid import UUID
 import psycopg
 
 from replicator.apply.change_load import ChangeLoad, LiveTable, key_cells, make_load
-from replicator.apply.control import Control
-from replicator.apply.job import Job
+from replicator.apply.control import Control, label_enums
+from replicator.apply.job import Job, explain_kept_rows
 from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
-from replicator.apply.target import describe_target, find_triggers, order_by_foreign_keys, plan_target, record_columns
+from replicator.apply.target import (
+    FittedTarget,
+    describe_target,
+    has_rewritten_columns,
+    order_by_foreign_keys,
+    plan_target,
+    record_columns,
+    refuse_rules,
+)
+from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
 from replicator.batch import Figures
-from replicator.catalog import read_relation
+from replicator.catalog import RowChangers, list_row_changers, read_relation
+from replicator.cell import is_text
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
-from replicator.errors import DataRefused
+from replicator.errors import DataRefused, OperatorError, PassingError
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
+from replicator.relation import Relation
+from replicator.strategy import stream_guarantee
 
+TARGET_CHANGED = "target_changed"
+"""The id of the error of a table whose target is not what it was when the session began."""
 _CAREFUL_BATCHES = 200
 """Where one batch had to be brought in anew, with savepoints, the next may have to as well."""
 
@@ -72,7 +86,12 @@ class StreamLoader:
         self.execution_id, self.replica, self.digest, self.binary = execution_id, replica, digest, binary
         self.staging = Staging(connection)
         self._shapes: dict[tuple[str, int], Job] = {}
+        self._guarantees: dict[str, str] = {}
         self._live: dict[str, LiveTable] = {}
+        self._fitted: dict[tuple[str, int], FittedTarget] = {}
+        self._left_out: set[tuple[str, int]] = set()
+        # By OID of the target: what was found in it that changes rows; None in one without.
+        self._changers: dict[int, RowChangers | None] = {}
         self._sequences: dict[str, tuple[Fed, ...]] = {}
         self._figures: dict[str, Figures] = {}
         self._corrected: Counter[str] = Counter()
@@ -84,9 +103,15 @@ class StreamLoader:
         self._careful = True
         self._careful_batches = 0
 
-    def introduce(self, job: Job, version: int) -> None:
-        """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread."""
+    def introduce(self, job: Job, version: int, fitted: FittedTarget | None = None) -> None:
+        """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread.
+
+        fitted: the target, if it was looked at just now, and takes this shape as it is.
+        """
         self._shapes[job.table, version] = job
+        if fitted is not None:
+            self._fitted[job.table, version] = fitted
+        self._guarantees[job.table] = stream_guarantee(job.mapping, job.settings)
 
     def follow_sequences(self, table: str, sequences: tuple[Fed, ...]) -> None:
         """Tell of a table's sequences. Each batch moves those that cost it no scan."""
@@ -129,6 +154,13 @@ class StreamLoader:
                 self.abandon()
                 self._careful_batches = _CAREFUL_BATCHES
                 self._bring(changes, careful=True)
+        except OperatorError as error:
+            before = self._live.get(error.table or "")
+            self.abandon()
+            if before is not None and self._has_changed(before):
+                why = f"somebody altered it there; SQLSTATE {error.sqlstate}"
+                raise _target_altered(error.table, why, error.sqlstate) from error
+            raise
         except BaseException:
             self.abandon()
             raise
@@ -162,6 +194,42 @@ class StreamLoader:
             self._finish(changes, changes.position)
             self.connection.execute("COMMIT")
 
+    def leave_out(self, table: str) -> None:
+        """Take nothing more of a table in the shapes that it has had; it is read again, in another one."""
+        self._left_out |= {one for one in self._shapes if one[0] == table}
+
+    def spell_refused_key(self, table: str) -> KeyText | None:
+        """Return the text of the refused row's key; None when there is no such row, or it has no key."""
+        if self.refused_key is None or not self.binary:
+            return self.refused_key
+        job = next(job for (name, _), job in self._shapes.items() if name == table)
+        with translating(table):
+            relation = read_relation(self.connection, *job.target)
+        if relation is None:
+            return None
+        oids = [relation.by_name[name].type_oid for name in job.mapping.key]
+        return tuple(
+            None if cell is None else self._spell(cell, oid) for cell, oid in zip(self.refused_key, oids, strict=True)
+        )
+
+    def _spell(self, cell: bytes, type_oid: int) -> bytes | None:
+        """Return the text of one cell that came in its type's binary format."""
+        told = self.connection.pgconn.exec_params(b"SELECT $1::text", [cell], param_types=[type_oid], param_formats=[1])
+        return told.get_value(0, 0) if told.ntuples else None
+
+    def _has_changed(self, live: LiveTable) -> bool:
+        """Say whether a target is not what it was any more. It was looked at when the session began."""
+        with suppress(psycopg.Error):
+            try:
+                evolution, existing, types = plan_target(self.connection, live.job)
+                if existing is None or evolution.before:
+                    return True
+                now, _ = describe_target(self.connection, live.job, existing, types, evolution, self.digest)
+            except OperatorError:
+                return True
+            return now != live.target
+        return False
+
     def abandon(self) -> None:
         """Roll back what is open, if anything is."""
         with suppress(psycopg.Error):
@@ -173,7 +241,9 @@ class StreamLoader:
         self.staging.settle(committed=committed)
         self.control.settle(committed=committed)
         if not committed:
+            # What went wrong may be that a target is not what it was: all are looked at again.
             self._live.clear()
+            self._fitted.clear()
             self._order = None
         self._started_at = None
         self._figures = {}
@@ -194,9 +264,12 @@ class StreamLoader:
         """Apply the segments in waves: what precedes a table's new shape lands before what follows it."""
         for wave in zip_longest(*changes.segments.values()):
             pairs = zip(changes.segments, wave, strict=True)
-            self._apply_wave([(table, segment) for table, segment in pairs if segment is not None])
+            there = [(table, segment) for table, segment in pairs if segment is not None]
+            self._apply_wave([pair for pair in there if (pair[0], pair[1].version) not in self._left_out])
 
     def _apply_wave(self, wave: Sequence[tuple[str, Segment]]) -> None:
+        self._lock_tables([table for table, _ in wave])
+        self._fit_tables([(table, segment.version) for table, segment in wave])
         loads = self._in_order([(table, self._open_load(table, segment)) for table, segment in wave])
         groups = [[pair] for pair in loads] if self.replica else [loads]
         for group in groups:
@@ -254,6 +327,9 @@ class StreamLoader:
         """
         assert isinstance(segment.fold, KeyedFold)
         ((key, row),) = segment.fold.rows.items()
+        if row is GONE and not all(map(is_text, key_cells(key))):
+            # The target never had it: it cannot hold such a key.
+            return
         if row is not GONE and row is not UNKNOWN:
             again = self._try_part(table, load, Segment(segment.version, KeyedFold({key: UNKNOWN})))
             if again is None:
@@ -262,7 +338,7 @@ class StreamLoader:
             error = again
         if not load.quarantines:
             self.refused_key = key_cells(key)
-            raise error
+            raise explain_kept_rows(error, load.live.job, error.__cause__)
         with translating(table):
             self.control.quarantine(table, key_cells(key), self._position, error)
         load.figures.rows_quarantined += 1
@@ -322,7 +398,6 @@ class StreamLoader:
                 load.write()
 
     def _open_load(self, table: str, segment: Segment) -> ChangeLoad:
-        self.lock_table(table)
         load = self._make_load(table, segment)
         load.figures.rows_extracted += segment.count
         if load.quarantines:
@@ -331,8 +406,7 @@ class StreamLoader:
         return load
 
     def _make_load(self, table: str, segment: Segment) -> ChangeLoad:
-        with translating(table):
-            live = self.open_table(table, segment.version)
+        live = self._live[table]
         figures = self._figures.setdefault(table, Figures())
         return make_load(self.connection, self.staging, live, segment, figures, self.finder)
 
@@ -345,34 +419,71 @@ class StreamLoader:
             self.control.touch_waiting(table, key_cells(key), self._position)
             load.figures.rows_quarantined += 1
 
-    def lock_table(self, table: str) -> None:
-        """Take the table's lock until the transaction ends: a sync that is at it has to finish first."""
-        if table not in self._locked:
+    def _lock_tables(self, tables: Sequence[str]) -> None:
+        """Take the tables' locks until the transaction ends: a sync that is at one has to finish first."""
+        wanted = [table for table in tables if table not in self._locked]
+        if not wanted:
+            return
+        with translating():
+            taken = self.table_control.try_tables(wanted)
+        for table in taken:
             with translating(table):
                 self.table_control.wait_for_table(table)
-            self._locked.add(table)
+        self._locked.update(wanted)
 
-    def open_table(self, table: str, version: int) -> LiveTable:
-        """Return the table in this shape, after the DDL that lets the target take it."""
-        live = self._live.get(table)
-        if live is None or live.version != version:
-            live = self._fit(self._shapes[table, version], version)
-            self._live[table] = live
-            self._order = None
-        return live
+    def _fit_tables(self, wanted: Sequence[tuple[str, int]]) -> None:
+        """Let targets take the shapes that come; those that the start did not look at are looked at in one go."""
+        new = [one for one in wanted if (live := self._live.get(one[0])) is None or live.version != one[1]]
+        if not new:
+            return
+        self._order = None
+        fitted = {one: self._fitted[one] for one in new if one in self._fitted}
+        unknown = [one for one in new if one not in fitted]
+        if unknown:
+            with translating(unknown[0][0] if len(unknown) == 1 else None):
+                catalog = read_target_catalog(self.connection, [self._shapes[one] for one in unknown])
+            for one in unknown:
+                with translating(one[0]):
+                    fitted[one] = self._fit(self._shapes[one], catalog)
+        self._look_for_changers(
+            [fitted[one].relation for one in unknown],
+            [one.relation for one in [*fitted.values(), *list(self._fitted.values())]],
+        )
+        for (table, version), target in fitted.items():
+            with translating(table):
+                self._open(self._shapes[table, version], version, target, self._changers[target.relation.oid])
 
-    def _fit(self, job: Job, version: int) -> LiveTable:
-        evolution, existing, types = plan_target(self.connection, job)
-        if evolution.before or evolution.after or existing is None:
-            for ddl in (*evolution.before, *evolution.after):
-                self.connection.execute(ddl)
+    def _look_for_changers(self, anew: Sequence[Relation], once: Sequence[Relation]) -> None:
+        """Find what changes rows on their way into targets: in some now, in others unless that was done before."""
+        wanted = {one.oid: one for one in (*anew, *(one for one in once if one.oid not in self._changers))}
+        if wanted:
+            with translating():
+                found = list_row_changers(self.connection, wanted.values())
+            self._changers.update({oid: found.get(oid) for oid in wanted})
+
+    def _fit(self, job: Job, catalog: TargetCatalog) -> FittedTarget:
+        evolution, existing, types = plan_target(self.connection, job, catalog=catalog)
+        if existing is None or evolution.adds or evolution.retypes or has_rewritten_columns(job, existing):
+            raise _target_altered(job.table, "a column was dropped, made anew or given another type there")
+        ddl = (*evolution.before, *evolution.reindexes, *evolution.after)
+        if ddl:
+            for statement in ddl:
+                self.connection.execute(statement)
             existing = read_relation(self.connection, *job.target)
         if existing is None:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
-        find_triggers(self.connection, job, existing)
-        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest)
-        self.table_control.save_shape(job.record.table, record_columns(job, types, evolution), job.mapping.relation)
-        return LiveTable(job, version, target, self.binary)
+        known = catalog if existing is catalog.relations.get(job.target) else None
+        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest, catalog=known)
+        return FittedTarget(existing, target, record_columns(job, existing, types, evolution))
+
+    def _open(self, job: Job, version: int, fitted: FittedTarget, changers: RowChangers | None) -> None:
+        """Begin to write a table in this shape, and record its columns if they are others than before."""
+        refuse_rules(job, changers.rules if changers else ())
+        record, relation = job.record, job.mapping.relation
+        recorded = (record.columns, record.source_oid, record.enum_labels)
+        if recorded != (fitted.columns, relation.oid, label_enums(relation)):
+            self.table_control.save_shape(record.table, fitted.columns, relation)
+        self._live[job.table] = LiveTable(job, version, fitted.target, self.binary)
 
     def _in_order(self, loads: list[tuple[str, ChangeLoad]]) -> list[tuple[str, ChangeLoad]]:
         """Return the loads with parents ahead of their children."""
@@ -393,15 +504,27 @@ class StreamLoader:
         assert self._started_at is not None
         with translating():
             with self.connection.pipeline():
-                for table, figures in self._figures.items():
-                    self.control.add_figures(
-                        self.execution_id, table, figures, started_at=self._started_at, lsn=position,
-                        fresh_at=changes.committed_at,
-                    )  # fmt: skip
+                self.control.add_figures(
+                    self.execution_id, self._figures, guarantees=self._guarantees, started_at=self._started_at,
+                    lsn=position, fresh_at=changes.committed_at,
+                )  # fmt: skip
                 for table in changes.stale:
                     self.control.mark_stale(table)
+                for table, definition in changes.joined.items():
+                    self.control.join_table(table, position, definition)
                 self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
+
+
+def _target_altered(table: str | None, why: str, sqlstate: str | None = None) -> PassingError:
+    return PassingError(
+        f"the target of {table} changed while the listener ran",
+        why=why,
+        hint="nothing: the table is looked at again, and read again where that is needed",
+        id=TARGET_CHANGED,
+        sqlstate=sqlstate,
+        table=table,
+    )
 
 
 def translating(table: str | None = None) -> AbstractContextManager[None]:

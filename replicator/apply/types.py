@@ -7,7 +7,7 @@ target's own catalog or from quoted identifiers: the source is not trusted with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -15,37 +15,29 @@ from psycopg import sql
 
 from replicator.catalog import FoundType, find_types, format_types
 from replicator.db import Connection
-from replicator.relation import Type
+from replicator.relation import NAMING_TYPES, Type
 from replicator.rules import Output
 
 TEXT = "text"
 XML_OID = 142
+Place = tuple[int, int, bool] | str
+"""(OID, typmod, whether binary means the same) of a type that is here; else the name of one that is not, or text."""
+TypeName = tuple[str, str, str | None]
+"""Schema, name and extension."""
+StandIns = Mapping[TypeName, FoundType | None]
+"""What stands here for types of the source, by their names there."""
+
 # Types whose text names objects of one server, or that have no input function at all.
-_LOCAL_TYPES = frozenset(
-    [
-        "regproc",
-        "regprocedure",
-        "regoper",
-        "regoperator",
-        "regclass",
-        "regtype",
-        "regrole",
-        "regnamespace",
-        "regconfig",
-        "regdictionary",
-        "regcollation",
-        "regdatabase",
-        "aclitem",
-        "pg_node_tree",
-        "pg_ndistinct",
-        "pg_dependencies",
-        "pg_mcv_list",
-        "pg_brin_bloom_summary",
-        "pg_brin_minmax_multi_summary",
-        "gtsvector",
-        "pg_ddl_command",
-    ]
-)
+_LOCAL_TYPES = NAMING_TYPES | {
+    "pg_node_tree",
+    "pg_ndistinct",
+    "pg_dependencies",
+    "pg_mcv_list",
+    "pg_brin_bloom_summary",
+    "pg_brin_minmax_multi_summary",
+    "gtsvector",
+    "pg_ddl_command",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +140,9 @@ def _find_moved(
     """
     moved: dict[tuple[str, str], tuple[Type, FoundType]] = {}
     for enum in enums:
-        label_oids = {str(oid) for oid, _ in enum.labels}
-        olds = [name for name, labels in recorded.items() if label_oids & labels.keys()]
-        is_known = f"{enum.schema}.{enum.name}" in olds
-        if is_known or len(olds) != 1:
+        old = _find_former(enum, recorded)
+        if old is None:
             continue
-        schema, name = olds[0].split(".", 1)
-        old = replace(enum, schema=schema, name=name)
         (found,) = find_types(connection, [old])
         is_free = here[enum.schema, enum.name] is None or (enum.schema, enum.name) in {
             (other.schema, other.name) for other, _ in moved.values()
@@ -162,6 +150,21 @@ def _find_moved(
         if found is not None and found.kind == "e" and is_free:
             moved[enum.schema, enum.name] = (old, found)
     return moved
+
+
+def _find_former(enum: Type, recorded: dict[str, dict[str, str]]) -> Type | None:
+    """Return the enum as it was called at the last sync, if that was otherwise."""
+    label_oids = {str(oid) for oid, _ in enum.labels}
+    olds = [name for name, labels in recorded.items() if label_oids & labels.keys()]
+    if f"{enum.schema}.{enum.name}" in olds or len(olds) != 1:
+        return None
+    schema, name = olds[0].split(".", 1)
+    return replace(enum, schema=schema, name=name)
+
+
+def may_have_moved(types: Iterable[Type], recorded: dict[str, dict[str, str]]) -> bool:
+    """Say whether an enum has another name in the source than at the last sync. recorded: see `plan_enums`."""
+    return any(one.kind == "e" and _find_former(one, recorded) is not None for one in types)
 
 
 def _follow_labels(enum: Type, found: FoundType, recorded: dict[str, str]) -> EnumChange:
@@ -185,33 +188,60 @@ def resolve_types(
     connection: Connection, outputs: Iterable[Output], types: dict[int, Type], planned: Iterable[EnumChange] = ()
 ) -> dict[str, Resolved]:
     """Return the target's type of each output by name. planned: enums that will exist when the DDL has run."""
-    known = list(types.values())
-    found = dict(zip((t.oid for t in known), find_types(connection, known), strict=True))
-    if XML_OID in found and not _can_read_xml(connection):
-        found[XML_OID] = None
-    planned = list(planned)
-    made = {(change.schema, change.name) for change in planned if change.create}
-    found |= _find_by_old_names(connection, known, planned)
-    wanted = {output.name: _resolve(output.type_oid, output.typmod, types, found, made) for output in outputs}
-    by_oid = [(name, place) for name, place in wanted.items() if isinstance(place, tuple)]
-    spellings = format_types(connection, [(oid, typmod) for _, (oid, typmod, _) in by_oid])
-    resolved = {
-        name: Resolved(spelling, binary, downgraded=False)
-        for (name, (_, _, binary)), spelling in zip(by_oid, spellings, strict=True)
-    }
-    for name, place in wanted.items():
-        if isinstance(place, str):
-            resolved[name] = Resolved(place, place != TEXT, downgraded=place == TEXT)
-    return resolved
+    outputs, planned = list(outputs), list(planned)
+    found = find_stand_ins(connection, [*types.values(), *list_former(types.values(), planned)])
+    wanted = choose_types(outputs, types, found, planned)
+    named = list(list_named(wanted))
+    spellings = dict(zip(named, format_types(connection, named), strict=True))
+    return spell_types(wanted, spellings)
 
 
-def _find_by_old_names(
-    connection: Connection, types: Iterable[Type], planned: Iterable[EnumChange]
-) -> dict[int, FoundType | None]:
-    """Return what stands for the enums that are yet to be renamed."""
+def find_stand_ins(connection: Connection, types: Iterable[Type]) -> StandIns:
+    """Return what stands here for each of the source's types, each looked for once."""
+    wanted = {_name(one): one for one in types}
+    found = dict(zip(wanted, find_types(connection, list(wanted.values())), strict=True))
+    xml = next((_name(one) for one in wanted.values() if one.oid == XML_OID), None)
+    if xml is not None and not _can_read_xml(connection):
+        found[xml] = None
+    return found
+
+
+def list_former(types: Iterable[Type], planned: Iterable[EnumChange]) -> list[Type]:
+    """Return the enums that are yet to be renamed, under the names that they have until then."""
     moves = {(change.schema, change.name): change.moved_from for change in planned if change.moved_from}
-    olds = {t.oid: replace(t, schema=old[0], name=old[1]) for t in types if (old := moves.get((t.schema, t.name)))}
-    return dict(zip(olds, find_types(connection, list(olds.values())), strict=True))
+    return [replace(t, schema=old[0], name=old[1]) for t in types if (old := moves.get((t.schema, t.name)))]
+
+
+def choose_types(
+    outputs: Iterable[Output], types: dict[int, Type], found: StandIns, planned: Sequence[EnumChange] = ()
+) -> dict[str, Place]:
+    """Return where each output goes, by name: a type that is here, or the name of one that is not.
+
+    found: of the types, and of the former ones that `list_former` returns.
+    """
+    here = {oid: found[_name(one)] for oid, one in types.items()}
+    here |= {one.oid: found[_name(one)] for one in list_former(types.values(), planned)}
+    made = {(change.schema, change.name) for change in planned if change.create}
+    return {output.name: _resolve(output.type_oid, output.typmod, types, here, made) for output in outputs}
+
+
+def list_named(wanted: Mapping[str, Place]) -> Iterator[tuple[int, int]]:
+    """Yield (OID, typmod) of those types that are here: the target spells them."""
+    return ((place[0], place[1]) for place in wanted.values() if isinstance(place, tuple))
+
+
+def spell_types(wanted: Mapping[str, Place], spellings: Mapping[tuple[int, int], str]) -> dict[str, Resolved]:
+    """Return the types by name. spellings: the target's own, of (OID, typmod)."""
+    return {
+        name: Resolved(place, place != TEXT, downgraded=place == TEXT)
+        if isinstance(place, str)
+        else Resolved(spellings[place[0], place[1]], place[2], downgraded=False)
+        for name, place in wanted.items()
+    }
+
+
+def _name(one: Type) -> TypeName:
+    return one.schema, one.name, one.extension
 
 
 def _can_read_xml(connection: Connection) -> bool:
@@ -226,7 +256,7 @@ def _can_read_xml(connection: Connection) -> bool:
 
 def _resolve(
     oid: int, typmod: int, types: dict[int, Type], found: dict[int, FoundType | None], made: set[tuple[str, str]]
-) -> tuple[int, int, bool] | str:
+) -> Place:
     kind = types.get(oid)
     if kind is None:
         return TEXT
@@ -246,7 +276,7 @@ def _resolve(
 
 def _resolve_array(
     kind: Type, typmod: int, types: dict[int, Type], found: dict[int, FoundType | None], made: set[tuple[str, str]]
-) -> tuple[int, int, bool] | str:
+) -> Place:
     element = types[kind.element]
     if element.base:
         typmod = element.base_typmod

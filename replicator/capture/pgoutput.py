@@ -1,7 +1,9 @@
 """Decode what the output plugin `pgoutput` sends with proto_version 1: bytes to messages, nothing else.
 
 Layout (PostgreSQL documentation, 55.9 "Logical Replication Message Formats"); integers are big-endian, a `name` is
-UTF-8 (the session's client_encoding) up to a zero byte, an empty schema is pg_catalog:
+UTF-8 (the session's client_encoding) up to a zero byte, an empty schema is pg_catalog. A database without encoding
+has names of any bytes: those that are not UTF-8 stand as surrogates (PEP 383).
+
 
     kind           then
     'B' Begin      u64 final lsn, i64 commit time, u32 xid
@@ -15,14 +17,18 @@ UTF-8 (the session's client_encoding) up to a zero byte, an empty schema is pg_c
     'D' Delete     u32 relation oid, 'K' tuple | 'O' tuple
     'T' Truncate   u32 relations, u8 1 cascade + 2 restart identity, each: u32 oid
     'M' Message    u8 transactional (0 or 1), u64 lsn, prefix name, u32 length, content
+    'A' Abort      u32 xid, u32 xid of the subtransaction, [u64 abort lsn, i64 abort time]
 
     tuple          u16 columns, each: 'n' NULL | 'u' unchanged, not sent | 't' u32 length, text | 'b' u32 length, binary
 
 K is the old key (the other columns are NULL), O the whole old row (REPLICA IDENTITY FULL); old tuples are written
 without TOAST, so an unchanged cell stands in new ones only. Times are microseconds since 2000-01-01 UTC.
 
-Two-phase and streaming messages belong to later protocols: they are refused like everything unknown. A message is
-decoded whole and to its last byte, or refused: the encoding of an accepted message gives the same bytes again.
+Stream Abort belongs to a later protocol, but PostgreSQL 18 sends it unasked: for a large transaction that was rolled
+back, the reorder buffer drops the changes and marks them as streamed (ReorderBufferCheckAndTruncateAbortedTXN). Nothing
+of that transaction was sent before. All other messages of two-phase and streaming are refused like everything unknown.
+A message is decoded whole and to its last byte, or refused: the encoding of an accepted message gives the same bytes
+again.
 """
 
 from __future__ import annotations
@@ -144,7 +150,17 @@ class LogicalMessage(NamedTuple):
     content: bytes
 
 
-Message: TypeAlias = Begin | Commit | Origin | Relation | Type | Insert | Update | Delete | Truncate | LogicalMessage
+class StreamAbort(NamedTuple):
+    """A transaction, or its part `subxid`, was rolled back. aborted: LSN and time of it, of protocol 4 alone."""
+
+    xid: int
+    subxid: int
+    aborted: tuple[Lsn, int] | None = None
+
+
+Message: TypeAlias = (
+    Begin | Commit | Origin | Relation | Type | Insert | Update | Delete | Truncate | LogicalMessage | StreamAbort
+)
 
 MAX_COLUMNS = 1664
 """PostgreSQL's MaxTupleAttributeNumber; tables end at 1,600."""
@@ -169,6 +185,8 @@ _SHAPE = struct.Struct(">BH")
 _COLUMN_TYPE = struct.Struct(">Ii")
 _TRUNCATE_HEAD = struct.Struct(">xIB")
 _MESSAGE_HEAD = struct.Struct(">xBQ")
+_ABORT = struct.Struct(">xII")
+_ABORT_PLACE = struct.Struct(">Qq")
 _LENGTH = struct.Struct(">I")
 _read_change_head = struct.Struct(">xIBH").unpack_from
 _read_tuple_head = struct.Struct(">BH").unpack_from
@@ -195,7 +213,7 @@ def decode(message: bytes) -> Message:
             except (IndexError, struct.error):
                 why = "it ends too early"
             except ValueError:
-                why = "a name has no end or is not UTF-8"
+                why = "a name has no end"
     raise _not_understood(message, why)
 
 
@@ -328,6 +346,18 @@ def _read_logical_message(message: bytes) -> LogicalMessage:
     return LogicalMessage(flags == 1, _set(lsn), prefix, message[at:])
 
 
+def _read_stream_abort(message: bytes) -> StreamAbort:
+    xid, subxid = _ABORT.unpack_from(message)
+    if not xid or not subxid:
+        raise _Impossible("a transaction without a number was rolled back")
+    if len(message) == _ABORT.size:
+        return StreamAbort(xid, subxid)
+    lsn, time_us = _ABORT_PLACE.unpack_from(message, _ABORT.size)
+    _check_end(message, _ABORT.size + _ABORT_PLACE.size)
+    # A transaction that a crash ended has no abort record, and no position of one.
+    return StreamAbort(xid, subxid, (Lsn(lsn), time_us))
+
+
 _READERS: dict[int, Callable[[bytes], Message]] = {
     ord("I"): _read_insert,
     ord("U"): _read_update,
@@ -339,6 +369,7 @@ _READERS: dict[int, Callable[[bytes], Message]] = {
     ord("T"): _read_truncate,
     ord("O"): _read_origin,
     ord("M"): _read_logical_message,
+    ord("A"): _read_stream_abort,
 }
 
 
@@ -411,7 +442,7 @@ def _read_old_kind(kind: int) -> Literal["K", "O"]:
 def _read_name(message: bytes, at: int) -> tuple[str, int]:
     """Return the text up to the next zero byte, and what stands behind it."""
     end = message.index(0, at)
-    return message[at:end].decode(), end + 1
+    return message[at:end].decode("utf-8", "surrogateescape"), end + 1
 
 
 def _read_schema(message: bytes, at: int) -> tuple[str, int]:

@@ -29,12 +29,15 @@ from psycopg.pq import ConnStatus, ExecStatus
 from replicator.capture.envelope import EPOCH_OFFSET_S, Keepalive, encode_status, read_envelope, read_header
 from replicator.db import Connection, connect, translate, translated
 from replicator.errors import LockHeldError, OperatorError, PassingError, ReplicatorError
+from replicator.pooler import is_pooled, no_stream_through_pooler
 from replicator.position import Lsn
 
 _STANDBY = sql.SQL("select pg_catalog.pg_is_in_recovery() as standby")
 _PATIENCE = sql.SQL("select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")
 _UNSET = Lsn(0)
+_NO_ENCODING = "SQL_ASCII"
 _IN_USE, _TAKEN, _UNDEFINED, _NO_FREE_SLOT = "55006", "42710", "42704", "53400"
+_MAKES_SLOT = "ReplicationSlotCreate"
 _MAX_INTERVAL_S = 10.0
 # A server that shuts down asks again after each answer; so an answer that has nothing new waits a little.
 _PAUSE_S = 0.01
@@ -93,8 +96,15 @@ class WalSender:
 
     @classmethod
     def open(cls, conninfo: str, *, timeout_s: float = 10.0, silence_s: float = 60.0) -> Self:
-        """Connect with a pinned session. Raises PassingError or OperatorError as `db.connect` does."""
+        """Connect with a pinned session. Raises our errors as `db.connect` does, and where a pooler is in between."""
         connection = connect(conninfo, side="source", timeout_s=timeout_s, replication=True)
+        if is_pooled(connection):
+            try:
+                # A pooler that ignores the parameter `replication` leads to a server that knows no such command.
+                connection.execute("IDENTIFY_SYSTEM")
+            except psycopg.Error as error:
+                connection.close()
+                raise no_stream_through_pooler() from error
         return cls(connection, silence_s=silence_s)
 
     def __enter__(self) -> Self:
@@ -117,6 +127,11 @@ class WalSender:
     def server_time_s(self) -> float | None:
         """Return the server's clock when it sent the last that was received, in seconds since 1970."""
         return None if self._clock_us is None else self._clock_us / 1e6 + EPOCH_OFFSET_S
+
+    @property
+    def encoding(self) -> str:
+        """Return the encoding of the source's database, as PostgreSQL calls it."""
+        return (self._pgconn.parameter_status(b"server_encoding") or b"").decode()
 
     # ------------------------------------------------------------------------------------- before the stream
 
@@ -183,9 +198,12 @@ class WalSender:
         at: Lsn = _UNSET,
         messages: bool = True,
         binary: bool = False,
+        is_raw: bool = False,
     ) -> None:
         """Start the stream at the slot's confirmed position, or at `at` if that is later.
 
+        is_raw: texts come as the bytes that the source stores. So they always do from a database without encoding
+        (SQL_ASCII): the server would check them, and end the stream at the first that is not UTF-8.
         `at` counts as confirmed: all before it is in the target. Raises LockHeldError while another session uses the
         slot, OperatorError when there is none or its WAL is gone. A missing publication shows at the first change, in
         `receive`.
@@ -203,8 +221,12 @@ class WalSender:
         command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
             sql.Identifier(slot), sql.SQL(str(at)), _list_options(options)
         )
+        # Text for the server is encoded ahead: psycopg takes a session in SQL_ASCII to know nothing else.
+        started = command.as_bytes(self._connection)
         with self._explained(slot):
-            self._connection.execute(command)
+            if is_raw or self.encoding == _NO_ENCODING:
+                self._connection.execute("set client_encoding = 'SQL_ASCII'")
+            self._connection.execute(started)
         self._publications = ", ".join(publications)
         self._confirmed = self._received = at
         self._spoke_at = time.monotonic()
@@ -480,7 +502,7 @@ def _explain(error: psycopg.Error, slot: str) -> ReplicatorError:
             id="slot_active",
             sqlstate=error.sqlstate,
         )
-    if error.sqlstate == _NO_FREE_SLOT:
+    if error.sqlstate == _NO_FREE_SLOT and error.diag.source_function == _MAKES_SLOT:
         return OperatorError(
             "the source has no free replication slot",
             why=f"SQLSTATE {error.sqlstate}: max_replication_slots is reached",

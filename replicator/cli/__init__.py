@@ -12,8 +12,12 @@ GARBAGE_THRESHOLD = 50_000
 def main() -> None:
     """Run the command line and exit with the contract's code."""
     gc.set_threshold(GARBAGE_THRESHOLD)
-    from replicator.cli.app import run
-    from replicator.cli.pipe import outlive_reader
+    from replicator.cli.pipe import explain_lost, open_streams
 
-    outlive_reader()
-    sys.exit(run(sys.argv[1:]))
+    out = open_streams()
+    from replicator.cli.app import run
+
+    exit_code = run(sys.argv[1:])
+    if lost := explain_lost(out):
+        print(lost, file=sys.stderr)
+    sys.exit(exit_code)

@@ -271,7 +271,7 @@ def history(
 @app.command()
 def health(config: Config = None, json: Json = False) -> None:
     """Say in one line whether all is well; exit 0 when it is, 1 when not."""
-    from replicator.cli.report import show_health
+    from replicator.cli.health import show_health
 
     _exit(show_health(config, as_json=json))
 
@@ -438,6 +438,7 @@ def _run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every error of ours is told on stderr."""
     as_json = "--json" in arguments
     try:
+        _check_arguments(arguments)
         code = app(args=list(arguments), prog_name="replicator", standalone_mode=False)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_OK if end.code is None else EXIT_FAILED
@@ -455,6 +456,17 @@ def _run(arguments: Sequence[str]) -> int:
         typer.echo(scrub_traceback(error), err=True)
         return EXIT_FAILED
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Raise UsageError for an argument that is no text: Python hands its bytes on as surrogates, which no text has."""
+    for number, argument in enumerate(arguments, 1):
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UsageError(
+                f"argument {number} is not text",
+                why="it holds bytes that the encoding of this shell's locale does not have",
+                hint="write it in UTF-8, in a shell whose locale is UTF-8: LC_ALL=C.UTF-8 replicator ...",
+            )
 
 
 def _explain_misuse(error: Any, *, as_json: bool) -> int:

@@ -29,7 +29,7 @@ from replicator.preflight.server import (
 from replicator.preflight.stream import check_stream
 from replicator.preflight.table import check_expressions, check_foreign_keys, check_plan
 from replicator.sync.planning import forbid_writing, make_plan
-from replicator.sync.preparation import choose_digest, open_access
+from replicator.sync.preparation import check_home, choose_digest, open_access, read_home
 from replicator.sync.rights import TargetRights
 
 _KEYS = ("id", "severity", "table", "message", "hint")
@@ -63,7 +63,7 @@ class _Check:
         self.findings += check_choices(self.settings)
         access = self._open_access()
         with ExitStack() as stack:
-            source = self._open(stack, "source", lambda: access.open(first=True))
+            source = self._open(stack, "source", lambda: access.open_at_slot(self.settings.slot_name, first=True))
             conninfo = stack.enter_context(open_target(self.settings))
             target = self._open(
                 stack,
@@ -89,16 +89,16 @@ class _Check:
             with translated(side):
                 forbid_writing(connection)
                 facts = read_server_facts(connection)
-                found = list(check_server(connection, facts, side, open_session))
+                found = list(check_server(connection, facts, side))
         except ReplicatorError as error:
             self.findings.append(find_connect_error(error, side))
             return None
         self.findings += found
-        # Sessions that share a server could wait for each other for ever.
-        return None if any(finding.id == "session_not_pinned" for finding in found) else connection
+        return connection
 
     def _check_tables(self, access: Access, source: Connection, target: Connection) -> None:
         try:
+            check_home(source, target, read_home(self.settings, target))
             with translated("target"):
                 here = read_server_facts(target)
                 can_replicate, finding = check_replica_role(target, here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -17,9 +18,10 @@ SCHEMA_VERSION = 1
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print one JSON document on stdout."""
-    json.dump({"schema": SCHEMA_VERSION, **document}, sys.stdout, default=_encode, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """Print one JSON document on stdout, in UTF-8: where stdout has another encoding, in ASCII, which is both."""
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    text = json.dumps({"schema": SCHEMA_VERSION, **document}, default=_encode, ensure_ascii=encoding != "utf-8")
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

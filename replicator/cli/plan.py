@@ -12,6 +12,7 @@ from replicator.cli.session import open_pair, open_settings
 from replicator.errors import ReplicatorError, choose_exit_code
 from replicator.preflight.table import check_selection
 from replicator.selection import format_table_name
+from replicator.strategy import WATERMARK
 from replicator.sync.planning import Estimate, TablePlan, make_plan
 from replicator.sync.preparation import open_access
 from replicator.trust import Trust
@@ -85,7 +86,8 @@ def _write_lines(plan: TablePlan) -> Iterator[str]:
     if reading is not None:
         yield _line("load", f"{reading.load_type}: {reading.reason or 'what changed since the last sync'}")
         if reading.audit:
-            yield _line("audit", "what the watermark missed is looked for as well")
+            missed = "the watermark missed" if reading.strategy == WATERMARK else "no row version tells of"
+            yield _line("audit", f"what {missed} is looked for as well")
     if plan.trust is not None:
         yield _line("watermark", plan.trust.sentence)
     if plan.estimate is not None:

@@ -107,7 +107,7 @@ def find_config(config: Path | None, cwd: Path) -> Path | None:
 def read_toml(path: Path) -> Tree:
     """Return the file's tables. Raises ConfigError with line and column when it is no TOML."""
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read", why=error.strerror, hint="check its permissions") from None
     except UnicodeDecodeError as error:
@@ -146,7 +146,7 @@ def check_env_file(env_file: Path) -> None:
     from dotenv.parser import parse_stream
 
     try:
-        with env_file.open(encoding="utf-8") as stream:
+        with env_file.open(encoding="utf-8-sig") as stream:
             bindings = list(parse_stream(stream))
     except (OSError, UnicodeDecodeError):
         raise _unreadable(env_file) from None

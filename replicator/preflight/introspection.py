@@ -54,7 +54,10 @@ def introspect(connection: Connection, settings: Settings, *, each_pattern: bool
     views = [
         name
         for name, one in listed.items()
-        if one.kind not in PATTERN_RELKINDS and name not in names and any(p.matches(*name) for p in patterns)
+        if one.kind not in PATTERN_RELKINDS
+        and one.is_text
+        and name not in names
+        and any(p.matches(*name) for p in patterns)
     ]
     relations = read_relations(connection, [listed[name].oid for name in [*names, *views]])
     found = {(relation.schema, relation.name): describe(relation) for relation in relations.values()}

@@ -7,18 +7,24 @@ that may not replicate one line says all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from psycopg import sql
 
 from replicator.apply.control import Control
 from replicator.apply.job import Job
-from replicator.apply.stream_control import StreamControl
+from replicator.apply.narrow_key import find_narrow_key, narrow_job
+from replicator.apply.stream_control import ListenerState, ParkedTable, StreamControl
+from replicator.apply.target import plan_target
 from replicator.capture.publication import (
     Identity,
+    PublicationPlan,
     Published,
     check_identity,
     describe_lack,
+    describe_lack_on_standby,
+    has_identity,
+    has_publication,
     is_published_at_large,
     may_publish,
     plan_publication,
@@ -26,42 +32,67 @@ from replicator.capture.publication import (
     read_identities,
     read_published,
 )
-from replicator.capture.source_state import SourceFacts, StreamFacts, read_source, read_stream_facts
-from replicator.config.settings import Settings
+from replicator.capture.slot_loss import LOST, describe_lost, describe_missing
+from replicator.capture.source_state import (
+    SourceFacts,
+    StreamFacts,
+    read_slot,
+    read_source,
+    read_stream_facts,
+    read_timeline,
+)
+from replicator.capture.walsender import WalSender
+from replicator.config.settings import Settings, source_dsn
 from replicator.db import Connection, translated
 from replicator.errors import ReplicatorError
+from replicator.hosts import picks_at_random
+from replicator.pooler import is_pooled
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
-from replicator.rules import needs_source
+from replicator.rules import find_naming_columns, needs_source
 from replicator.stream.overlap import find_overlaps
 from replicator.stream.table import GENERATED_SINCE, check_key, check_rereads, expect_columns, find_unsent
 from replicator.sync.planning import Plan, TablePlan
+from replicator.sync.preparation import open_access
 
 _SHORTEST_TIMEOUT_MS = 5000
 _CONSEQUENCE = "the source refuses ALTER TYPE and DROP COLUMN of the columns in the publication's list"
 _Columns = Mapping[tuple[str, str], tuple[str, ...]]
 
 
-def has_listener(settings: Settings, target: Connection) -> bool:
-    """Say whether the pipeline has a listener: one that ran, and whose slot was not dropped since."""
+@dataclass(frozen=True, slots=True)
+class KnownStream:
+    """What the control schema tells of a pipeline's stream.
+
+    state: None where no listener has run, or its slot was dropped by `slot drop` since. parked: the tables that it
+    leaves out now.
+    """
+
+    state: ListenerState | None = None
+    parked: Mapping[str, ParkedTable] = field(default_factory=dict)
+
+
+def read_known_stream(settings: Settings, target: Connection) -> KnownStream:
+    """Return what is known of the pipeline's stream; nothing in a control schema of another version."""
     schema, pipeline = settings.target.control_schema, settings.pipeline
     with translated("target"):
         control = Control(target, schema, pipeline)
         if not control.exists() or control.list_pending():
-            return False
-        state = StreamControl(target, schema, pipeline).read_state()
-    return state is not None and state.slot_name is not None
+            return KnownStream()
+        streams = StreamControl(target, schema, pipeline)
+        state = streams.read_state()
+        return KnownStream() if state is None or state.slot_name is None else KnownStream(state, streams.read_parked())
 
 
 def check_stream(settings: Settings, source: Connection, target: Connection, plan: Plan) -> Iterator[Finding]:
-    """Find what would stop `listen`, or make it dear."""
-    is_needed = has_listener(settings, target)
+    """Find what would stop `listen`, make it park a table, or make it dear."""
+    known = read_known_stream(settings, target)
     with translated("source"):
-        facts = read_source(source)
-        if not facts.may_replicate and not is_needed:
+        facts, room = read_source(source), read_stream_facts(source, settings.slot_name)
+        if not facts.may_replicate and known.state is None and not room.has_slot:
             yield _sum_up(facts)
             return
-        check = _StreamCheck(settings, source, facts, is_needed)
+        check = _StreamCheck(settings, source, target, facts, room, known)
         yield from check.find(plan)
     if not check.is_stopped:
         yield Finding("stream", "ok", "`listen` has all that it needs on the source")
@@ -81,22 +112,40 @@ def _sum_up(facts: SourceFacts) -> Finding:
 class _StreamCheck:
     """The source's side of a stream.
 
-    is_needed: a listener has run, so what would stop it is an error. is_stopped: something was found that would.
+    is_stopped: something was found that would stop the listener. troubled: tables of which a finding says why they
+    would be parked.
     """
 
     settings: Settings
     source: Connection
+    target: Connection
     facts: SourceFacts
-    is_needed: bool
+    room: StreamFacts
+    known: KnownStream
     is_stopped: bool = False
+    troubled: set[str] = field(default_factory=set)
+
+    @property
+    def is_needed(self) -> bool:
+        """Say whether there is a slot, or should be: then what stops the listener or parks a table is an error."""
+        return self.known.state is not None or self.room.has_slot
 
     def find(self, plan: Plan) -> Iterator[Finding]:
         """Find what the server tells, then what the tables tell."""
         for error in self.facts.gaps:
             yield self._stop(error)
-        room = read_stream_facts(self.source, self.settings.slot_name)
-        for finding in check_room(room):
-            yield self._weigh(finding)
+        yield from self._try_pooler()
+        yield from self._check_slot()
+        if picks_at_random(self.source, source_dsn(self.settings)):
+            yield Finding(
+                "several_hosts",
+                "warn",
+                "source.dsn leads to one of several servers at random: a slot, and so the stream, is on one of them",
+                "add target_session_attrs=read-write to source.dsn, or name the server that has the slot alone",
+            )
+        for finding in check_room(self.room):
+            yield self._weigh(finding, is_certain=True)
+        self.troubled.update(table.table for table in plan.tables if table.error is not None)
         followed = []
         chosen = [table.chosen for table in plan.tables if table.chosen is not None]
         overlaps = find_overlaps(self.source, self.settings.publication_name, chosen)
@@ -116,19 +165,62 @@ class _StreamCheck:
             else:
                 followed.append(table)
         yield from self._check_tables(followed)
+        yield from self._check_parked()
 
-    def _stop(self, error: ReplicatorError, table: str | None = None) -> Finding:
+    def _check_parked(self) -> Iterator[Finding]:
+        """Find tables that are parked for a reason that only the listener meets, like a row that is refused."""
+        for name, parked in self.known.parked.items():
+            if name not in self.troubled:
+                message = f"the listener has parked the table: {parked.message} ({parked.id})"
+                yield self._weigh(Finding("parked", "error", message, parked.hint, name))
+
+    def _check_slot(self) -> Iterator[Finding]:
+        """Find a slot that cannot go on where the target stands."""
+        state = self.known.state
+        if state is None or state.position is None:
+            return
+        name = self.settings.slot_name
+        slot = read_slot(self.source, name)
+        if slot is None:
+            timelines = (state.timeline, read_timeline(self.source))
+            yield self._stop(
+                describe_missing(name, known_as=state.slot_name, timelines=timelines, is_standby=self.facts.is_standby)
+            )
+        elif slot.wal_status == LOST:
+            yield self._stop(describe_lost(slot))
+
+    def _try_pooler(self) -> Iterator[Finding]:
+        """Find whether a pooler in between passes a replication connection on: most do not."""
+        if not is_pooled(self.source):
+            return
+        access = open_access(self.settings)
+        try:
+            WalSender.open(access.conninfo, timeout_s=access.connect_timeout_s).close()
+        except ReplicatorError as error:
+            yield self._stop(error)
+
+    def _stop(self, error: ReplicatorError, table: str | None = None, *, is_certain: bool = False) -> Finding:
         """Return the finding of what would stop the listener."""
-        return self._weigh(find_error(error, table=table))
+        return self._weigh(find_error(error, table=table), is_certain=is_certain)
 
-    def _weigh(self, finding: Finding) -> Finding:
-        """Take note of an error, and make it a warning where no listener has run."""
+    def _weigh(self, finding: Finding, *, is_certain: bool = False) -> Finding:
+        """Take note of an error, and make it a warning where no listener has run.
+
+        is_certain: a source that is made for a stream otherwise could not give it, and no table's owner can help.
+        """
         if finding.severity != "error":
             return finding
         self.is_stopped = True
-        if self.is_needed:
+        if finding.table is not None:
+            self.troubled.add(finding.table)
+        if self.is_needed or (is_certain and not self.facts.gaps):
             return finding
-        return replace(finding, severity="warn", message=f"{finding.message} (only needed for `listen`)")
+        return replace(finding, severity="warn", message=f"{finding.message} ({self._name_consequence(finding)})")
+
+    def _name_consequence(self, finding: Finding) -> str:
+        if finding.table is None:
+            return "only needed for `listen`"
+        return "`listen` would park it" if self.settings.listen.on_table_error == "park" else "`listen` would stop"
 
     def _check_tables(self, tables: Sequence[TablePlan]) -> Iterator[Finding]:
         jobs = {table.table: table.job for table in tables if table.job is not None}
@@ -139,31 +231,59 @@ class _StreamCheck:
             name: plan_table(job.mapping, identities[job.mapping.relation.oid], only_copied=only_copied)
             for name, job in jobs.items()
         }
-        yield from self._check_publication(oids, wanted)
         there = read_published(self.source, self.settings.publication_name)
+        yield from self._check_publication(jobs, wanted, there)
         for table in tables:
             if table.job is not None:
                 own = identities[table.job.mapping.relation.oid]
                 yield from self._check_table(table, table.job, own, wanted[table.table], there)
 
-    def _check_publication(self, oids: Sequence[int], wanted: Mapping[str, Published]) -> Iterator[Finding]:
-        name = self.settings.publication_name
+    def _check_publication(
+        self, jobs: Mapping[str, Job], wanted: Mapping[str, Published], there: _Columns
+    ) -> Iterator[Finding]:
+        name, tables = self.settings.publication_name, list(wanted.values())
+        oids = [job.mapping.relation.oid for job in jobs.values()]
         try:
-            plan = plan_publication(self.source, name, list(wanted.values()), self.facts.version_number)
-        except ReplicatorError as error:
-            yield self._stop(error)
+            plan = plan_publication(self.source, name, tables, self.facts.version_number) if wanted else None
+        except ReplicatorError:
+            yield from self._check_each_published(jobs, wanted)
             return
-        if not wanted or not plan.statements:
+        if plan is None or not plan.statements:
             return
-        if may_publish(self.source, name, oids):
+        if not self.facts.is_standby and may_publish(self.source, name, oids):
             statements = "; ".join(one.as_string() for one in plan.statements)
             yield Finding("publication", "ok", f"`listen` will make or change publication {name}: {statements}")
             return
-        if plan.needed:
+        if plan.needed and self.facts.is_standby:
+            yield self._stop(describe_lack_on_standby(name, plan.needed), is_certain=True)
+        elif plan.needed and not has_publication(self.source, name):
             yield self._stop(describe_lack(name, plan.needed))
-        tables = {(one.schema, one.name): (table, one) for table, one in wanted.items()}
-        for key, statement in plan.wished.items():
-            yield _describe_wish(name, *tables[key], statement)
+        elif plan.needed:
+            lacking = {table: one for table, one in wanted.items() if not _is_published(one, there)}
+            yield from self._check_each_published(jobs, lacking)
+        yield from _describe_wishes(name, wanted, plan)
+
+    def _check_each_published(self, jobs: Mapping[str, Job], wanted: Mapping[str, Published]) -> Iterator[Finding]:
+        """Find the tables that the publication lacks and the role may not add: one finding a table."""
+        name = self.settings.publication_name
+        told: set[str] = set()
+        for table, one in wanted.items():
+            try:
+                plan = plan_publication(self.source, name, [one], self.facts.version_number)
+            except ReplicatorError as error:
+                # What the publication leaves out of every table is one finding.
+                if error.what not in told:
+                    yield self._stop(error, table if f"{one.schema}.{one.name}" in error.what else None)
+                told.add(error.what)
+                continue
+            if not plan.statements or may_publish(self.source, name, [jobs[table].mapping.relation.oid]):
+                continue
+            if plan.needed:
+                statements = "; ".join(change.as_string() for change in plan.needed)
+                message = f"publication {name} does not hold the table, or not all of its columns, and the role may not"
+                hint = f"as their owner: {statements}"
+                yield self._weigh(Finding("publication_missing", "error", f"{message} change that", hint, table))
+            yield from _describe_wishes(name, wanted, plan)
 
     def _find_columns(self, job: Job, wanted: Published, there: _Columns) -> tuple[str, ...] | None:
         """Return the columns that are published, or will be; None as in `make_streamed`."""
@@ -180,14 +300,20 @@ class _StreamCheck:
     ) -> Iterator[Finding]:
         published = self._find_columns(job, wanted, there)
         expected = {column.name for column in expect_columns(job, published, self.facts.version_number)}
+        key = find_narrow_key(job.mapping, plan.existing)
+        if key is not None and not has_identity(plan.table, job.mapping, identities):
+            job = narrow_job(job, key)
         unsent = find_unsent(job, _written(plan, job), expected)
         try:
             check_identity(plan.table, job.mapping, identities)
             check_key(job)
             check_rereads(job, unsent)
+            if key is not None:
+                plan_target(self.target, job)
         except ReplicatorError as error:
             yield self._stop(error, plan.table)
             return
+        yield from _find_naming(plan.table, job)
         if unsent:
             yield self._find_unsent(plan.table, unsent, job)
         if wanted.columns is not None:
@@ -250,11 +376,39 @@ class _StreamCheck:
         )
 
 
-def _describe_wish(publication: str, table: str, wanted: Published, statement: sql.Composed) -> Finding:
-    message = f"publication {publication} lists columns: {_CONSEQUENCE}"
-    if wanted.columns is not None:
-        message = f"publication {publication} holds other columns than publish_columns asks for"
-    return Finding("publication_columns", "warn", message, f"as its owner: {statement.as_string()}", table)
+def _describe_wishes(publication: str, wanted: Mapping[str, Published], plan: PublicationPlan) -> Iterator[Finding]:
+    """Tell what a publication should be changed to, and the role may not; the stream goes on without it."""
+    tables = {(one.schema, one.name): (table, one) for table, one in wanted.items()}
+    for key, statement in plan.wished.items():
+        table, one = tables[key]
+        message = f"publication {publication} lists columns: {_CONSEQUENCE}"
+        if one.columns is not None:
+            message = f"publication {publication} holds other columns than publish_columns asks for"
+        yield Finding("publication_columns", "warn", message, f"as its owner: {statement.as_string()}", table)
+
+
+def _is_published(wanted: Published, there: _Columns) -> bool:
+    """Say whether the publication holds all that is wanted of a table."""
+    columns = there.get((wanted.schema, wanted.name))
+    return columns is not None and (wanted.columns is None or set(wanted.columns) <= set(columns))
+
+
+def _find_naming(table: str, job: Job) -> Iterator[Finding]:
+    """Find columns that are written with names of objects: a stream tells of no rename."""
+    naming = find_naming_columns(job.mapping, job.settings)
+    if not naming:
+        return
+    in_key = [output.source.name for output in job.mapping.key_outputs if output.source.name in naming]
+    message = f"{', '.join(naming)} names objects of the source, and no WAL tells of their renames"
+    yield Finding(
+        "names_objects",
+        "warn",
+        f"{message}: beside `listen` the text follows with the next `sync` or `verify --repair`"
+        + (f"; until then a row whose key is renamed ({', '.join(in_key)}) may be there twice" if in_key else ""),
+        "let the nightly `sync` run; or leave the column out: exclude = [...]; or copy the number of the object: "
+        "alter table ... alter column ... type oid",
+        table,
+    )
 
 
 def _written(plan: TablePlan, job: Job) -> list[str]:

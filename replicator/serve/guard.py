@@ -48,7 +48,7 @@ def read_token(path: Path | None, host: str) -> str | None:
     """
     hint = _HINT.format(path=path or "api.token")
     try:
-        token = path.read_text("utf-8").strip() if path is not None else None
+        token = path.read_text("utf-8-sig").strip() if path is not None else None
     except FileNotFoundError:
         token = None
     except (OSError, UnicodeError) as error:

@@ -16,14 +16,13 @@ def bring_up_publication(
 ) -> dict[int, str]:
     """Make or change the publication; return by root what ties it to the publication from now on.
 
-    Raises PreflightError as `ensure_publication` does.
+    Raises PreflightError as `ensure_publication` does, and the source's errors as they are.
     """
     name = session.settings.publication_name
-    with translated("source"):
-        before = session.read_memberships(session.watcher, jobs)
-        wished = plan_publication(session.watcher, name, tables, session.version).wished
-        lacking = ensure_publication(session.watcher, name, tables, session.version).wished
-        now = session.read_memberships(session.watcher, jobs)
+    before = session.read_memberships(session.watcher, jobs)
+    wished = plan_publication(session.watcher, name, tables, session.version).wished
+    lacking = ensure_publication(session.watcher, name, tables, session.version).wished
+    now = session.read_memberships(session.watcher, jobs)
     for (schema, table), statement in lacking.items():
         session.log.warning(
             "publication_columns_differ", table=f"{schema}.{table}", path="listen", hint=statement.as_string()

@@ -89,9 +89,12 @@ def take_inventory(connection: Connection, settings: Settings, wanted: Sequence[
                 required=named_columns(entry) if is_named else frozenset(),
             )
         )
+    broken = {(one.schema, one.name) for one in listed if not one.is_text}
+    refused = {t.table: _not_text(t.table) for t in tables if (t.schema, t.name) in broken}
+    tables = [t for t in tables if t.table not in refused]
     _check_targets(tables)
     there = [format_table_name(relation.schema, relation.name) for relation in listed]
-    missing = _find_missing(settings, {(t.schema, t.name) for t in tables}, there)
+    missing = _find_missing(settings, {(t.schema, t.name) for t in tables}, there) | refused
     if wanted:
         names = {read_table_argument(name) for name in wanted}
         known = {t.table for t in tables} | set(missing)
@@ -267,6 +270,17 @@ def _find_missing(settings: Settings, found: set[tuple[str, str]], known: Sequen
                 table=table,
             )
     return missing
+
+
+def _not_text(table: str) -> PreflightError:
+    return PreflightError(
+        f"{table} has a name that is not UTF-8",
+        why="it is the table's, a column's, a type's or a label's; a SQL_ASCII database lets it in, the target cannot",
+        hint="set client_encoding = SQL_ASCII; alter table ... rename column ... to ... -- in the source; "
+        "or select tables without this one",
+        id="name_not_text",
+        table=table,
+    )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

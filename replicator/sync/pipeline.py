@@ -14,7 +14,9 @@ import psycopg
 
 from replicator.apply.control import Control, fenced, list_landed
 from replicator.apply.shadow import drop_shadows
+from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import list_unwritable
+from replicator.capture.pull import is_standby
 from replicator.config.settings import Settings
 from replicator.db import connect, translate, translated
 from replicator.errors import (
@@ -25,7 +27,7 @@ from replicator.errors import (
     ReplicatorError,
     UsageError,
 )
-from replicator.patience import Patience
+from replicator.patience import FAILOVER, Patience, waiting_out
 from replicator.sync.inventory import (
     Chosen,
     Inventory,
@@ -36,6 +38,7 @@ from replicator.sync.inventory import (
     take_inventory,
     vanished,
 )
+from replicator.sync.preparation import check_home, find_home
 from replicator.sync.rights import require_control
 from replicator.sync.round import Round, gave_way
 from replicator.sync.run import ProgressHook, Run, RunResult
@@ -119,6 +122,8 @@ class Pipeline:
             opened.callback(run.close_watcher)
             try:
                 run.open_watcher()
+                if not run.full:
+                    check_home(run.watcher, control.connection, find_home(control.read_records().values()))
                 with translated("source"):
                     inventory = take_inventory(run.watcher, run.settings, tables)
                 require_tables(inventory)
@@ -127,11 +132,16 @@ class Pipeline:
                 if self.patience.gives_up(error):
                     self._record_unread(control, tables, error, triggered_by)
                 raise
+            with translated("target"):
+                copying = list_copying(control) & {chosen.table for chosen in inventory.tables}
+            inventory = leave_out(inventory, copying)
             run.own_control = control
             names = [chosen.table for chosen in inventory.tables] + sorted(inventory.missing)
             run.log.info("run_started", path=run.path, tables=len(names), triggered_by=triggered_by)
             with translated("target"):
                 run.claim(control, names, triggered_by)
+                self._skip_copying(control, sorted(copying), triggered_by)
+                run.has_written = True
                 drop_shadows(control)
                 if not tables and run.path == "sync":
                     self._record_vanished(control, inventory, triggered_by)
@@ -139,6 +149,14 @@ class Pipeline:
                 run.log.warning("pattern_unmatched", pattern=pattern, path=run.path)
             self.stack.enter_context(opened.pop_all())
         return control, inventory
+
+    def _skip_copying(self, control: Control, tables: Sequence[str], triggered_by: str) -> None:
+        """Leave to the listener what it is reading: a claim of ours would end that."""
+        run = self.run
+        if tables:
+            run.batch_ids |= control.start_batches(run.execution_id, tables, path=run.path, triggered_by=triggered_by)
+        for table in tables:
+            run.skip(table, f"{table} is being read by the listener")
 
     def _record_unread(
         self, control: Control, tables: Sequence[str], error: ReplicatorError, triggered_by: str
@@ -193,7 +211,7 @@ class Pipeline:
         holder: list[Control] = [control]
         try:
             for attempt in self.patience.attempts():
-                with attempt:
+                with attempt, waiting_out(FAILOVER if self.run.has_written else ()):
                     if attempt.retry_state.attempt_number > 1:
                         left = self._resume(holder, left)
                     self._run_round(holder[0], left)
@@ -227,7 +245,10 @@ class Pipeline:
 
     def _reconnect(self, holder: list[Control]) -> None:
         control = holder[0]
-        if control.connection.closed or control.connection.broken:
+        with translated("target"):
+            is_lost = control.connection.closed or (self.run.has_written and is_standby(control.connection))
+        if is_lost or control.connection.broken:
+            control.connection.close()
             connection = connect(self.run.target_conninfo, side="target", timeout_s=self.run.timeout_s)
             holder[0] = Control(connection, control.schema, control.pipeline)
         if self.run.watcher.closed or self.run.watcher.broken:
@@ -257,6 +278,13 @@ class Pipeline:
             return
         if left:
             raise round_.passing or gave_way()
+
+
+def list_copying(control: Control) -> set[str]:
+    """Return the tables that a listener at work reads beside its stream."""
+    streams = StreamControl(control.connection, control.schema, control.pipeline)
+    copying = streams.read_copying()
+    return set(copying) if copying and streams.is_listening() else set()
 
 
 def unwritable(table: str) -> ConfigError:

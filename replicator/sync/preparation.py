@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from replicator.apply.control import TableRecord
+from replicator.apply.control import Control, TableRecord
 from replicator.apply.job import Job
-from replicator.capture.pull import Access, is_standby
+from replicator.apply.target import is_database
+from replicator.capture.pull import Access, is_standby, read_system_identifier
 from replicator.catalog import find_relations, read_relation, read_relations
 from replicator.config.settings import Settings, read_mask_key, source_dsn
 from replicator.db import Connection, translated
@@ -79,12 +80,13 @@ def prepare_jobs(
     *,
     mask_key: bytes | None,
     lenient: bool = False,
+    failed: dict[str, ReplicatorError] | None = None,
     target: Connection | None = None,
 ) -> dict[str, Job]:
     """Return the jobs of tables as the source defines them now, without batches.
 
-    source: outside any transaction. lenient: leave out those that are gone or do not fit their rules any more; else
-    raises PassingError and what `prepare_job` does.
+    source: outside any transaction. lenient: leave out those that are gone or do not fit their rules any more; failed:
+    the same, and takes their errors. Else raises PassingError and what `prepare_job` does.
     """
     found = find_relations(source, [(table.schema, table.name) for table in chosen])
     relations = read_relations(source, found.values())
@@ -99,8 +101,10 @@ def prepare_jobs(
             jobs[table.table] = prepare_job(
                 source, relation, table, record, 0, on_standby=on_standby, mask_key=mask_key, target=target
             )
-        except ReplicatorError:
-            if not lenient:
+        except ReplicatorError as error:
+            if failed is not None:
+                failed[table.table] = error
+            elif not lenient:
                 raise
     return jobs
 
@@ -170,6 +174,34 @@ def find_home(records: Iterable[TableRecord]) -> str | None:
     return max(reads)[1] if reads else None
 
 
+def read_home(settings: Settings, target: Connection) -> str | None:
+    """Return the system identifier of the cluster that the pipeline read last, as its control schema has it."""
+    control = Control(target, settings.target.control_schema, settings.pipeline)
+    with translated("target"):
+        return find_home(control.read_records().values()) if control.exists() else None
+
+
+def check_home(source: Connection, target: Connection, home: str | None) -> None:
+    """Raise ConfigError where the source is another cluster than before because its address became the target's.
+
+    home: as `find_home` returns it. Any other cluster may be the right one; its own target never is.
+    """
+    with translated("source"):
+        identifier = read_system_identifier(source)
+        if home in (None, identifier):
+            return
+        row = source.execute(statement("source.database"), {}).fetchone()
+    with translated("target"):
+        if row is None or not is_database(target, row["oid"], identifier):
+            return
+    raise ConfigError(
+        "source.dsn and target.dsn lead to one database",
+        why="this pipeline has read another one so far",
+        hint="correct source.dsn, or target.dsn if that one changed",
+        id="same_database",
+    )
+
+
 def decide_job(
     job: Job,
     facts: SnapshotFacts,
@@ -195,7 +227,7 @@ def decide_job(
         slack=watermark_slack(job.mapping, job.settings),
         observations=observations,
         audit_due=audits_every_time(relation) or is_audit_due(state, facts.clock, job.settings.audit_every),
-        audit_by_xmin=audits_by_xmin(job.mapping),
+        audit_by_xmin=audits_by_xmin(job.mapping, job.settings),
         verify_share=job.settings.verify_share if job.mapping.key else 0.0,
         table=job.table,
     )

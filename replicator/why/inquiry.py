@@ -86,7 +86,7 @@ class _Inquiry:
     """The two sessions, and what is known of the table."""
 
     def __init__(self, settings: Settings, access: Access, source: Connection, target: Connection) -> None:
-        self.settings, self.access, self.source, self.target = settings, access, source, target
+        self.settings, self.access, self.source, self.target = settings, access.narrow(source), source, target
         self.control = Control(target, settings.target.control_schema, settings.pipeline)
         self.streams = StreamControl(target, settings.target.control_schema, settings.pipeline)
         wait = sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{access.lock_timeout_s * 1000:.0f}ms"))
@@ -174,7 +174,7 @@ class _Inquiry:
         except ReplicatorError as error:
             self.problem = self.problem or error
             return None
-        return reading if self.evolution is None else fit_reading(reading, self.job, self.evolution)
+        return reading if self.evolution is None else fit_reading(reading, self.job, self.evolution, self.existing)
 
     def read_key(self, key: Sequence[str]) -> list[KeyCell]:
         """Let the source read the key's texts. Raises UsageError, which does not repeat them."""
@@ -257,7 +257,7 @@ class _Inquiry:
     def _look_at_source(self, seen: Sighting, cells: Sequence[KeyCell], reading: Reading | None) -> None:
         mapping, audited = self.job.mapping, self.job.record.state.audit_xid_position
         audit = None
-        if audited is not None and audits_by_xmin(mapping):
+        if audited is not None and audits_by_xmin(mapping, self.job.settings):
             audit = Reading(INCREMENTAL, WATERMARK, audited, None, True, None, "")
         query = find_source_row(mapping, cells, self.outputs, self.casts, reading, audit)
         try:
@@ -341,9 +341,9 @@ class _Inquiry:
             for row in self.streams.read_quarantine():
                 if row["table_name"] == self.job.table and tuple(row["key"]) == seen.target_key:
                     seen.quarantined = row
-            refused = self.streams.read_refused()
-            if refused and (refused["table_name"], tuple(refused["key"] or ())) == (self.job.table, seen.target_key):
-                seen.refused = refused
+            for refused in self.streams.read_refused():
+                if (refused["table_name"], tuple(refused["key"] or ())) == (self.job.table, seen.target_key):
+                    seen.refused = refused
 
     def read_batches(self) -> list[Row]:
         """Return the table's last batches, newest first."""

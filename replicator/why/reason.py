@@ -257,6 +257,9 @@ def _find_passed_over(seen: Sighting) -> Reason:
     source, reading = seen.source, seen.reading
     assert source is not None
     assert reading is not None
+    if reading.strategy != WATERMARK and reading.audit:
+        sentence = "no row version tells of the difference: the audit of the next sync finds it, and brings it"
+        return Reason("pending", sentence, _command("sync", seen))
     if reading.strategy == WATERMARK and source.is_unaudited is not False:
         if reading.audit:
             return Reason(

@@ -3,9 +3,29 @@
 
 -- name: list_relations
 -- All relations a SELECT could name; partitions are marked, because a pattern takes their root instead.
-select c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind, c.relispartition as is_partition
+-- A database without encoding has names of any bytes, and refuses to send those that are not UTF-8. is_text: the relation
+-- has none of them, nor have its columns and their types; where its own name is one, it stands with escapes.
+with utf8 (pattern) as (
+    select case when pg_catalog.current_setting('server_encoding') = 'SQL_ASCII' then
+'^([\x01-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})*$'
+    end)
+select c.oid::bigint as oid, s.label as schema, r.label as name, c.relkind::text as kind, c.relispartition as is_partition,
+       case when u.pattern is null then true
+            else n.nspname::text ~ u.pattern and c.relname::text ~ u.pattern and not exists (
+                select from pg_catalog.pg_attribute a
+                join pg_catalog.pg_type t on t.oid = a.atttypid
+                join pg_catalog.pg_type e on e.oid in (t.oid, t.typelem, t.typbasetype)
+                where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+                  and (a.attname::text !~ u.pattern or e.typname::text !~ u.pattern or exists (
+                           select from pg_catalog.pg_enum l where l.enumtypid = e.oid and l.enumlabel::text !~ u.pattern)))
+            end as is_text
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+cross join utf8 u
+cross join lateral (select case when n.nspname::text !~ u.pattern then encode(convert_to(n.nspname::text, 'SQL_ASCII'), 'escape')
+                                else n.nspname::text end as label) s
+cross join lateral (select case when c.relname::text !~ u.pattern then encode(convert_to(c.relname::text, 'SQL_ASCII'), 'escape')
+                                else c.relname::text end as label) r
 where c.relkind in ('r', 'p', 'v', 'm', 'f')
   and c.relpersistence <> 't'
   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
@@ -27,6 +47,7 @@ where not exists (select from pg_catalog.pg_namespace n where n.nspname = w);
 -- name: describe_relations
 -- oids: relations. row_security: a policy would hide rows from this role. definition: of views, normalised by the server.
 -- has_grant: on the relation as a whole, as LOCK TABLE asks for. reads_versions: the role may read xmin and ctid.
+-- partition_columns: what a row's partition follows from, at every level; '' for an expression.
 select (select d.oid::bigint from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) as database,
        c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind,
        c.relpersistence::text as persistence,
@@ -37,7 +58,15 @@ select (select d.oid::bigint from pg_catalog.pg_database d where d.datname = pg_
                  and pg_catalog.has_column_privilege(c.oid, 'ctid', 'SELECT')
             else true end as reads_versions,
        case when c.relkind in ('r', 'p') then pg_catalog.row_security_active(c.oid) else false end as row_security,
-       case when c.relkind in ('v', 'm') then pg_catalog.md5(pg_catalog.pg_get_viewdef(c.oid)) end as definition
+       case when c.relkind in ('v', 'm') then pg_catalog.md5(pg_catalog.pg_get_viewdef(c.oid)) end as definition,
+       case when c.relkind = 'p'
+            then array(select distinct coalesce(a.attname::text, '')
+                       from pg_catalog.pg_partition_tree(c.oid) t
+                       join pg_catalog.pg_partitioned_table p on p.partrelid = t.relid
+                       cross join lateral unnest(p.partattrs::int2[]) as k (attnum)
+                       left join pg_catalog.pg_attribute a on a.attrelid = p.partrelid and a.attnum = k.attnum
+                       order by 1)
+            else '{}' end as partition_columns
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.oid = any (:'oids'::oid[]);
@@ -64,26 +93,34 @@ join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 where a.attrelid = any (:'oids'::oid[]) and a.attgenerated <> '' and not a.attisdropped;
 
 -- name: describe_indexes
--- oids: relations. Valid indexes over plain columns. covers_all: not partial. equality: the operator family's own "=".
+-- oids: relations. Valid indexes over plain columns. is_unique: of a B-tree, the one kind that finds equal rows.
+-- is_period: a key WITHOUT OVERLAPS. is_constraint: it goes with its constraint alone. covers_all: not partial. equality: the operator family's own "="; of a B-tree alone
+-- the strategy 3 means that.
 select i.indrelid::bigint as relation, ic.relname as name,
        array_agg(a.attname order by k.position)::text[] as columns,
-       i.indisunique as is_unique, i.indisprimary as is_primary, i.indisreplident as is_replica_identity,
+       i.indisunique and am.amname = 'btree' as is_unique, i.indisunique and i.indisexclusion as is_period,
+       am.amname as method,
+       exists (select from pg_catalog.pg_constraint con
+               where con.conindid = i.indexrelid and con.contype in ('p', 'u', 'x')) as is_constraint,
+       i.indisprimary as is_primary, i.indisreplident as is_replica_identity,
        not i.indimmediate as is_deferrable, i.indpred is null as covers_all,
        array_agg(coalesce(opn.nspname, '') order by k.position)::text[] as operator_schemas,
        array_agg(coalesce(op.oprname, '') order by k.position)::text[] as operator_names,
        pg_catalog.pg_get_indexdef(i.indexrelid) as definition
 from pg_catalog.pg_index i
 join pg_catalog.pg_class ic on ic.oid = i.indexrelid
+join pg_catalog.pg_am am on am.oid = ic.relam
 cross join lateral unnest(i.indkey::int2[], i.indclass::oid[]) with ordinality as k (attnum, opclass, position)
 left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
 left join pg_catalog.pg_opclass oc on oc.oid = k.opclass
 left join pg_catalog.pg_amop amop
-       on amop.amopfamily = oc.opcfamily and amop.amopstrategy = 3 and amop.amopmethod = oc.opcmethod
+       on amop.amopfamily = oc.opcfamily and amop.amopstrategy = 3 and am.amname = 'btree'
+      and amop.amopmethod = oc.opcmethod
       and amop.amoplefttype = oc.opcintype and amop.amoprighttype = oc.opcintype
 left join pg_catalog.pg_operator op on op.oid = amop.amopopr
 left join pg_catalog.pg_namespace opn on opn.oid = op.oprnamespace
 where i.indrelid = any (:'oids'::oid[]) and i.indisvalid and k.position <= i.indnkeyatts
-group by i.indexrelid, i.indrelid, ic.relname, i.indisunique, i.indisprimary, i.indisreplident, i.indimmediate, i.indpred
+group by i.indexrelid, i.indrelid, ic.relname, am.amname
 having bool_and(k.attnum <> 0)
 order by i.indrelid, ic.relname;
 
@@ -185,19 +222,23 @@ from unnest(:'oids'::oid[], :'typmods'::int[]) with ordinality as t (oid, typmod
 order by t.position;
 
 -- name: row_changers
--- oid: a table; oids: with its partitions. What can change or drop a row on its way in, and fires in this session:
--- triggers for each row, before; rules of the table itself that put something else in the place of a write, and those of
--- updates, which keep ON CONFLICT from it even while they do not fire.
-with fires as (select case when current_setting('session_replication_role') = 'replica' then 'R' else 'O' end as enabled)
-select distinct t.tgname as name, false as is_rule
-from pg_catalog.pg_trigger t, fires f
-where t.tgrelid = any (:'oids'::oid[]) and not t.tgisinternal and t.tgtype & 3 = 3 and t.tgenabled in ('A', f.enabled)
+-- roots, oids: parallel arrays: tables, and each of their partitions and themselves. What can change or drop a row on its way
+-- in, and fires in this session: triggers for each row, before; rules of the table itself that put something else in the
+-- place of a write, and those of updates, which keep ON CONFLICT from it even while they do not fire.
+with fires as (select case when current_setting('session_replication_role') = 'replica' then 'R' else 'O' end as enabled),
+     part as (select p.root, p.oid from unnest(:'roots'::oid[], :'oids'::oid[]) as p (root, oid))
+select distinct p.root::bigint as root, t.tgname as name, false as is_rule
+from part p
+join pg_catalog.pg_trigger t on t.tgrelid = p.oid
+cross join fires f
+where not t.tgisinternal and t.tgtype & 3 = 3 and t.tgenabled in ('A', f.enabled)
 union all
-select r.rulename, true
-from pg_catalog.pg_rewrite r, fires f
-where r.ev_class = :'oid'::oid
-  and (r.ev_type = '2' or (r.ev_type in ('3', '4') and r.is_instead and r.ev_enabled in ('A', f.enabled)))
-order by 1;
+select p.root::bigint, r.rulename, true
+from part p
+join pg_catalog.pg_rewrite r on r.ev_class = p.oid
+cross join fires f
+where p.oid = p.root and (r.ev_type = '2' or (r.ev_type in ('3', '4') and r.is_instead and r.ev_enabled in ('A', f.enabled)))
+order by 1, 2;
 
 -- name: foreign_keys
 -- oids: tables. Pairs (child, parent) of foreign keys among them.
@@ -234,12 +275,3 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where con.contype = 'f' and con.conparentid = 0 and con.confrelid = :'oid'::oid
 order by 1, 2, 3, 4;
 
--- name: find_casts
--- olds, news: parallel arrays of types. Those pairs for which old::new is there: to itself with another length, by a
--- cast, or because one of them is a string (PostgreSQL documentation, CREATE CAST: I/O conversion casts).
-select w.old, w.new
-from unnest(:'olds'::text[], :'news'::text[]) as w (old, new)
-join pg_catalog.pg_type o on o.oid = pg_catalog.to_regtype(w.old)
-join pg_catalog.pg_type n on n.oid = pg_catalog.to_regtype(w.new)
-where o.oid = n.oid or 'S' in (o.typcategory, n.typcategory)
-   or exists (select from pg_catalog.pg_cast c where c.castsource = o.oid and c.casttarget = n.oid);
