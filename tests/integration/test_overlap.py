@@ -9,7 +9,8 @@ from psycopg import sql
 
 from tests.finding import check
 from tests.pair import Pair
-from tests.streaming import catch_up
+from tests.streaming import catch_up, listening
+from tests.wait import wait_until
 
 PARTITIONS = (
     "create table root (id int primary key, note text) partition by range (id);"
@@ -139,4 +140,28 @@ def test_a_root_without_partitions_joins_a_publication_by_leaves_once(streamed: 
         "create table leaf partition of root for values from (0) to (9); insert into root values (1)"
     )
     catch_up(streamed)
+    streamed.assert_equal("public.root", "raw.root")
+
+
+@pytest.mark.versions
+def test_a_table_that_becomes_a_partition_leaves_the_running_stream(streamed: Pair) -> None:
+    """S27: from then on its changes come under its root's name alone."""
+    set_up(
+        streamed,
+        "create table root (id int primary key) partition by range (id);"
+        "create table leaf (id int primary key check (id >= 0 and id < 9)); insert into leaf values (1)",
+        "for table root, leaf with (publish_via_partition_root)",
+        ["public.root", "public.leaf"],
+    )
+    with listening(streamed) as running:
+        wait_until(lambda: is_live(streamed, "public.leaf"), 30, what="the table is live")
+        streamed.source.execute("alter table root attach partition leaf for values from (0) to (9)")
+        wait_until(lambda: not is_live(streamed, "public.leaf"), 30, what="the partition is left out")
+        streamed.source.execute("insert into leaf values (2)")
+        wait_until(
+            lambda: streamed.target.execute("select from raw.root").rowcount == 2, 30, what="the root brings its rows"
+        )
+        assert "travel as those of public.root" in running.stderr
+    streamed.run("sync")
+    streamed.assert_equal("public.leaf", "raw.leaf")
     streamed.assert_equal("public.root", "raw.root")
