@@ -14,7 +14,7 @@ from tests.pair import Finished, Pair
 from tests.servers import Server
 from tests.wait import wait_until
 
-SOON_S = 20.0
+SOON_S = 40.0
 
 
 def fill(pair: Pair, tables: int = 6) -> None:
