@@ -80,7 +80,8 @@ class ExchangeRound(Round):
         ranges = deque(self.ranges[filling.incoming.job.table])
         with closing(self._open_session().connection) as connection:
             filling.make_shadow(connection)
-        count = min(self.run.jobs, len(ranges))
+        # Where the coordinator reads by itself, one worker has its session.
+        count = 1 if self.shares_coordinator else min(self.run.jobs, len(ranges))
         failed = threading.Event()
         with ThreadPoolExecutor(count, thread_name_prefix="range") as workers:
             filled = [workers.submit(self._copy_ranges, filling, ranges, failed) for _ in range(count)]
