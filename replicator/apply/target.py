@@ -23,7 +23,7 @@ from replicator.apply.job import Job
 from replicator.apply.merge import Target, TargetColumn
 from replicator.apply.rekey import fit_rows
 from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
-from replicator.apply.types import EnumChange, Resolved, plan_enums
+from replicator.apply.types import EnumChange, Resolved, may_have_moved, plan_enums
 from replicator.batch import Shape
 from replicator.catalog import (
     RowChangers,
@@ -110,6 +110,14 @@ def plan_job_enums(connection: Connection, job: Job) -> list[EnumChange]:
             table=job.table,
         )
     return changes
+
+
+def plan_renames(connection: Connection, job: Job) -> list[EnumChange]:
+    """Return what the target's enums lack for a job if one of them is to be renamed; else nothing, without a look."""
+    if not may_have_moved(job.mapping.relation.types.values(), job.record.enum_labels):
+        return []
+    changes = plan_job_enums(connection, job)
+    return changes if any(change.moved_from for change in changes) else []
 
 
 def write_enum_ddl(connection: Connection, changes: Sequence[EnumChange]) -> list[sql.Composed]:

@@ -15,7 +15,7 @@ from replicator.apply.control import Control
 from replicator.apply.job import Job
 from replicator.apply.narrow_key import find_narrow_key, narrow_job
 from replicator.apply.stream_control import ListenerState, ParkedTable, StreamControl
-from replicator.apply.target import plan_target
+from replicator.apply.target import plan_renames, plan_target
 from replicator.capture.publication import (
     Identity,
     PublicationPlan,
@@ -309,7 +309,7 @@ class _StreamCheck:
             check_key(job)
             check_rereads(job, unsent)
             if key is not None:
-                plan_target(self.target, job)
+                plan_target(self.target, job, plan_renames(self.target, job))
         except ReplicatorError as error:
             yield self._stop(error, plan.table)
             return

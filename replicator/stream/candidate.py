@@ -9,7 +9,7 @@ import psycopg
 
 from replicator.apply.job import Job
 from replicator.apply.ownership import find_shared_targets
-from replicator.apply.target import find_tied, plan_target, take_replica_role
+from replicator.apply.target import find_tied, plan_renames, plan_target, take_replica_role
 from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import (
     Identity,
@@ -133,7 +133,8 @@ def _check_target(session: ListenSession, found: Candidates) -> None:
     for name, job in list(found.jobs.items()):
         try:
             with translated("target", name):
-                plan_target(connection, job, catalog=catalog)
+                renames = plan_renames(connection, job)
+                plan_target(connection, job, renames, catalog=None if renames else catalog)
         except OperatorError as error:
             found.refuse(name, error)
 

@@ -11,12 +11,11 @@ from replicator.apply.target import (
     FittedTarget,
     describe_target,
     has_rewritten_columns,
-    plan_job_enums,
+    plan_renames,
     plan_target,
     record_columns,
 )
 from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
-from replicator.apply.types import may_have_moved
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
 from replicator.capture.pgoutput import Relation as RelationMessage
@@ -146,8 +145,7 @@ def make_streamed(
     every shape that the table has in a session. catalog: what was read of this target and others, with their
     sequences; else it is read now.
     """
-    may_rename = may_have_moved(job.mapping.relation.types.values(), job.record.enum_labels)
-    if may_rename and any(change.moved_from for change in plan_job_enums(target, job)):
+    if plan_renames(target, job):
         return None
     catalog = catalog or read_target_catalog(target, [job], with_sequences=True)
     evolution, existing, types = plan_target(target, job, catalog=catalog)
