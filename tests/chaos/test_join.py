@@ -49,6 +49,12 @@ def park(pair: Pair, table: str) -> None:
 def free(pair: Pair, table: str) -> None:
     """Take away what parked a table."""
     pair.target.execute(sql.SQL("drop rule odd on {}").format(sql.Identifier(table)))
+    ask(pair)
+
+
+def ask(pair: Pair) -> None:
+    """Have parked tables tried at once, as a resync does."""
+    pair.target.execute("update replicator.parked_table set is_requested = true")
 
 
 def is_live(pair: Pair, table: str) -> bool:
@@ -145,6 +151,7 @@ def free_without_lock(pair: Pair) -> None:
     """Take away a rule of a table that is locked: the catalog's row alone."""
     pair.target.execute("set allow_system_table_mods = on; delete from pg_rewrite where rulename = 'odd'")
     pair.target.execute("update pg_class set relhasrules = false where relname = 't'")
+    ask(pair)
 
 
 def wait_for_load(pair: Pair) -> None:
