@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,6 +113,8 @@ def test_a_commit_that_was_sent_before_it_is_visible_is_read_all_the_same(own_pa
         wait_until(lambda: pair.source.execute(WAITING).fetchone() == (1,), what="the commit waits")
         wait_until_passed(pair)
         free(pair, "t")
+        query = "select from replicator.copying_table"
+        wait_until(lambda: pair.target.execute(query).rowcount == 1, 30, what="the listener begins to read")
         threading.Event().wait(2.0)
         assert not is_live(pair, "t")
         set_synchronous(pair, "")
@@ -192,17 +196,21 @@ def test_a_table_joins_once_the_stream_has_passed_what_its_snapshot_saw(own_pair
     """Images would come twice, and rows would go back in time."""
     _, pair = own_pair()
     create(pair, kind)
-    with listening(pair):
+    with listening(pair) as running:
         park(pair, "t")
-        with held_up(pair, "u"):
-            pair.source.execute("insert into u select g, repeat('x', 400) from generate_series(1, 20000) g")
-            query = "select from pg_locks where not granted and relation = 'u'::regclass"
-            wait_until(lambda: pair.target.execute(query).rowcount >= 1, 30, what="the stream is held up")
+        row = pair.source.execute("select active_pid from pg_replication_slots where active_pid is not null").fetchone()
+        assert row is not None
+        os.kill(row[0], signal.SIGSTOP)
+        try:
             pair.source.execute(
                 "insert into t values (100, 1); update t set n = 1; update t set n = 2; insert into t values (101, 1)"
             )
             free(pair, "t")
+            wait_until(lambda: "table_synced" in running.stderr, 30, what="the table is loaded")
             threading.Event().wait(2.0)
+            assert not is_live(pair, "t")
+        finally:
+            os.kill(row[0], signal.SIGCONT)
         wait_until(lambda: is_live(pair, "t"), 30, what="the table is live")
         wait_until_equal(pair, "t", "u")
 
