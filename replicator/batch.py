@@ -51,6 +51,9 @@ class TableSource(Protocol):
     def read_all(self, shape: Shape) -> Iterator[bytes]:
         """Yield every row."""
 
+    def count_rows(self) -> int:
+        """Return how many rows there are."""
+
     def sum_rows(self, shape: Shape, *, by_row: bool) -> Totals:
         """Return the totals of the whole table."""
 

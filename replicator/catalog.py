@@ -38,6 +38,14 @@ class FoundType:
 
 
 @dataclass(frozen=True, slots=True)
+class RowChangers:
+    """Names of a table's triggers, and of its rules, that can change or drop a row on its way in."""
+
+    triggers: list[str]
+    rules: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Dependent:
     """A view (kind v or m) over a table, or a foreign key (kind f, with the table that has it) that refers to one."""
 
@@ -145,18 +153,15 @@ def format_types(connection: Connection, types: Sequence[tuple[int, int]]) -> li
     return [row["spelling"] for row in rows]
 
 
-def find_casts(connection: Connection, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return those pairs of types, as this server spells them, of which it casts the first to the second."""
-    if not pairs:
-        return []
-    rows = _read(connection, "find_casts", olds=[old for old, _ in pairs], news=[new for _, new in pairs])
-    return [(row["old"], row["new"]) for row in rows]
-
-
-def list_row_changers(connection: Connection, relation: Relation) -> tuple[list[str], list[str]]:
-    """Return the names of triggers, and of rules, that can change or drop a row on its way in in this session."""
-    rows = _read(connection, "row_changers", oid=relation.oid, oids=[member.oid for member in relation.members])
-    return [row["name"] for row in rows if not row["is_rule"]], [row["name"] for row in rows if row["is_rule"]]
+def list_row_changers(connection: Connection, relations: Iterable[Relation]) -> dict[int, RowChangers]:
+    """Return by OID what can change or drop a row on its way in in this session; nothing for most tables."""
+    parts = [(one.oid, oid) for one in relations for oid in {one.oid, *(member.oid for member in one.members)}]
+    rows = _read(connection, "row_changers", roots=[root for root, _ in parts], oids=[oid for _, oid in parts])
+    found: dict[int, RowChangers] = {}
+    for row in rows:
+        changers = found.setdefault(row["root"], RowChangers([], []))
+        (changers.rules if row["is_rule"] else changers.triggers).append(row["name"])
+    return found
 
 
 def read_foreign_keys(connection: Connection, oids: Iterable[int]) -> list[tuple[int, int]]:

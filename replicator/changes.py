@@ -31,8 +31,8 @@ class Changes:
     commit_lsn: where the last transaction in here commits, whole or not. commit_time_us: when the last whole one did,
     in microseconds since 2000-01-01 UTC.
     is_open: the last transaction is not, its rest follows. stale: tables of which nothing more was taken: they are to
-    be read again. fresh_at: all that the source committed before this moment is in here or before it. repair_xid: the
-    same of all older transactions.
+    be read again. joined: by table, the definition of those that are live from this batch on. fresh_at: all that the
+    source committed before this moment is in here or before it. repair_xid: the same of all older transactions.
     """
 
     segments: dict[str, list[Segment]] = field(default_factory=dict)
@@ -43,6 +43,7 @@ class Changes:
     held_bytes: int = 0
     is_open: bool = False
     stale: frozenset[str] = frozenset()
+    joined: dict[str, str] = field(default_factory=dict)
     fresh_at: datetime | None = None
     repair_xid: int | None = None
 

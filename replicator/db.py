@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 
+from replicator.connect_probe import Refusal, probe_refusal
 from replicator.errors import (
     ConfigError,
     DataRefused,
@@ -22,7 +23,8 @@ from replicator.errors import (
     SafetyStop,
     SchemaDrift,
 )
-from replicator.refusal import explain_escape, explain_refusal, is_ambiguous
+from replicator.pooler import check_pooler, ended_by_pooler, no_stream_through_pooler, note_server_pid
+from replicator.refusal import explain_escape, explain_refusal, is_ambiguous, is_final, is_made_anew
 from replicator.statement import statement
 
 Connection = psycopg.Connection[dict[str, Any]]
@@ -42,6 +44,7 @@ PINNED = {
     "array_nulls": "on",
     "standard_conforming_strings": "on",
     "quote_all_identifiers": "off",
+    "restrict_nonsystem_relation_kind": "",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
@@ -53,15 +56,17 @@ PINNED = {
     "jit": "off",
 }
 
+_OF_SESSIONS = frozenset({"client_encoding", "transaction_timeout", "restrict_nonsystem_relation_kind"})
+"""What is not pinned again in a transaction: younger than some server, or nothing that changes a value there."""
+
 _PASSING_CLASSES = ("08", "53")
+_LASTING_STATES = {"53400"}
+# Where PostgreSQL refuses to read a materialized view WITH NO DATA.
+_UNPOPULATED = "ExecOpenScanRelation"
 # Of class 08, but what was sent is wrong, and will be again.
 _PROTOCOL_VIOLATION = "08P01"
 _PASSING_STATES = {"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "25P03", "55P03"}
 _REFUSED_CLASSES = ("22", "23", "44")
-_FATAL_BUT_PASSING = re.compile(r"starting up|shutting down|recovery|too many|connection slots", re.IGNORECASE)
-_NEVER_ANSWERS = re.compile(r"could not translate host name|invalid|does not exist|No such file", re.IGNORECASE)
-# Said while a database is put back from a backup: it was dropped, renamed, or closed to everybody.
-_MADE_ANEW = re.compile(r'database ".*" (does not exist|is not currently accepting connections)')
 _RETRY_PAUSE_S = 0.2
 TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 """Another row holds the value, or the place, of this one; perhaps only until it is written too, or gone."""
@@ -105,43 +110,57 @@ def connect(
     did not answer, OperatorError for a later one that was refused.
     """
     deadline = time.monotonic() + timeout_s
-    kept = {k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)}
     while True:
-        left_s = deadline - time.monotonic()
         try:
-            connection = psycopg.connect(
-                make_conninfo(conninfo, **kept),
-                autocommit=True,
-                row_factory=dict_row,
-                connect_timeout=max(2, int(left_s)),
-                client_encoding="UTF8",
-                application_name="replicator",
-                **(_REPLICATION if replication else {}),
-            )
-        except psycopg.OperationalError as error:
-            said = str(error)
-            is_final = ("FATAL" in said and not _FATAL_BUT_PASSING.search(said)) or bool(_NEVER_ANSWERS.search(said))
-            is_awaited = not is_final or (not first and bool(_MADE_ANEW.search(said)))
+            connection = _open(conninfo, deadline, replication=replication)
+        except psycopg.OperationalError:
+            wanted = make_conninfo(conninfo, replication="database") if replication else conninfo
+            refusal = probe_refusal(wanted, deadline - time.monotonic())
+            if replication and _PROTOCOL_VIOLATION in refusal.sqlstates:
+                raise no_stream_through_pooler() from None
+            is_awaited = not is_final(refusal) or (not first and is_made_anew(refusal))
             if not is_awaited or time.monotonic() + _RETRY_PAUSE_S >= deadline:
-                why = explain_refusal(said, conninfo)
-                raise _connect_error(why, side, is_final=is_final, first=first, timeout_s=timeout_s) from None
+                raise _connect_error(refusal, conninfo, side, first, timeout_s, replication=replication) from None
             time.sleep(_RETRY_PAUSE_S)
         else:
             try:
                 pin_session(connection)
+                if not replication:
+                    check_pooler(
+                        connection, conninfo, lambda: _open(conninfo, deadline), side=side, timeout_s=timeout_s
+                    )
             except psycopg.Error as error:
                 # The connection was made, and cut before its first answer.
                 connection.close()
                 raise translate(error, side=side) from error
+            except ReplicatorError:
+                connection.close()
+                raise
             return connection
 
 
-def _connect_error(why: str, side: str, *, is_final: bool, first: bool, timeout_s: float) -> ReplicatorError:
-    what = f"no connection to the {side}" if is_final else f"no connection to the {side} within {timeout_s:g} s"
-    family = PreflightError if first else OperatorError if is_final else PassingError
+def _open(conninfo: str, deadline: float, *, replication: bool = False) -> Connection:
+    kept = {k: v for k, v in _KEEPALIVE.items() if k not in conninfo_to_dict(conninfo)}
+    return psycopg.connect(
+        make_conninfo(conninfo, **kept),
+        autocommit=True,
+        row_factory=dict_row,
+        connect_timeout=max(2, int(deadline - time.monotonic())),
+        client_encoding="UTF8",
+        application_name="replicator",
+        **(_REPLICATION if replication else {}),
+    )
+
+
+def _connect_error(
+    refusal: Refusal, conninfo: str, side: str, first: bool, timeout_s: float, *, replication: bool
+) -> ReplicatorError:
+    is_last_word = is_final(refusal)
+    what = f"no connection to the {side}" if is_last_word else f"no connection to the {side} within {timeout_s:g} s"
+    family = PreflightError if first else OperatorError if is_last_word else PassingError
     return family(
         what,
-        why=why,
+        why=explain_refusal(refusal, conninfo, replication=replication),
         hint=f"check {side}.dsn: psql must be able to connect with the same string",
         id="no_connection",
     )
@@ -152,6 +171,7 @@ def pin_session(connection: Connection) -> None:
     names, values = list(PINNED), list(PINNED.values())
     with connection.cursor() as cursor:
         rows = cursor.execute(statement("session.pin"), {"names": names, "values": values}).fetchall()
+    note_server_pid(connection, rows[0]["pid"])
     wrong = [row["name"] for row in rows if row["now"] != row["wanted"]]
     if wrong:
         raise OperatorError(
@@ -160,6 +180,17 @@ def pin_session(connection: Connection) -> None:
             hint="connect to PostgreSQL directly, not through a pooler in transaction mode",
             id="session_not_pinned",
         )
+
+
+def pin_transaction() -> sql.Composed:
+    """Return the statements that pin what PINNED says of values, until the transaction ends.
+
+    SET takes no snapshot, so they may come ahead of a LOCK that has to. The session is pinned already: this holds for
+    a server that a pooler lent to somebody else in between.
+    """
+    one = sql.SQL("SET LOCAL {} = {}")
+    settings = [(name, value) for name, value in PINNED.items() if name not in _OF_SESSIONS]
+    return sql.SQL("; ").join(one.format(sql.Identifier(name), sql.Literal(value)) for name, value in settings)
 
 
 @contextmanager
@@ -173,7 +204,7 @@ def closing(connection: Connection) -> Iterator[Connection]:
 
 def is_passing(sqlstate: str | None) -> bool:
     """Say whether an error with this SQLSTATE passes by itself. None: the connection broke without a word."""
-    if sqlstate == _PROTOCOL_VIOLATION:
+    if sqlstate == _PROTOCOL_VIOLATION or sqlstate in _LASTING_STATES:
         return False
     return sqlstate is None or sqlstate in _PASSING_STATES or sqlstate[:2] in _PASSING_CLASSES
 
@@ -184,10 +215,11 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
     Kept are SQLSTATE, table, column and constraint.
     """
     state, facts = error.sqlstate, error.diag
-    if is_passing(state) and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return _passing(error, side, table)
-    if state == "23505" and facts.schema_name == "pg_catalog":
-        # Two sessions made an object of one name at a time: both looked, neither saw the other's yet.
+    if state == _PROTOCOL_VIOLATION and facts.source_function is None:
+        return ended_by_pooler(side, state)
+    # Two sessions made an object of one name at a time: both looked, neither saw the other's yet.
+    is_name_taken = state == "23505" and facts.schema_name == "pg_catalog"
+    if is_name_taken or (is_passing(state) and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)):
         return _passing(error, side, table)
     where = ", ".join(
         f"{label} {value}"
@@ -222,8 +254,10 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             table=table,
             hint="create it, or take it out of the configuration",
         )
-    if side == "source" and state == "55000" and table:
-        return not_populated(table, why)
+    if state == "55000" and table and side == "source":
+        return not_populated(table, why) if facts.source_function == _UNPOPULATED else _not_ready(table, why)
+    if state == "53400":
+        return _limited(side, table, why)
     if state is not None and state[:2] in _REFUSED_CLASSES:
         return _refused(state, side, table, why)
     if side == "target" and state == "2BP01":
@@ -245,12 +279,51 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
     )
 
 
+CONFLICT = "recovery_conflict"
+
+
+def recovery_conflict(table: str | None, why: str) -> PassingError:
+    """Return the error of a read that a standby cancelled. Nothing else cancels a read-only snapshot like that."""
+    return PassingError(
+        f"the source, a standby, cancelled a read of {table}" if table else "the source, a standby, cancelled a read",
+        why=f"{why}: a recovery conflict; the read kept it from replaying what its primary had done",
+        hint="on the standby: alter system set hot_standby_feedback = on (the primary then keeps what is read), or "
+        "alter system set max_standby_streaming_delay = '15min'; then select pg_reload_conf()",
+        id=CONFLICT,
+        sqlstate="40001",
+        table=table,
+    )
+
+
+def _not_ready(table: str, why: str) -> OperatorError:
+    return OperatorError(
+        f"the source could not read {table}",
+        why=f"{why}: something that it uses is not in the state for that, as currval() in a new session",
+        hint=f"read {table} in psql with the same role: the server's message names it; correct that",
+        id="source_error",
+        sqlstate="55000",
+        table=table,
+    )
+
+
+def _limited(side: str, table: str | None, why: str) -> OperatorError:
+    return OperatorError(
+        f"the {side} met temp_file_limit" + (f" at {table}" if table else ""),
+        why=f"{why}: sorting or hashing the rows needs more temporary files than a session may have",
+        hint="as a superuser: alter role ... set temp_file_limit = -1, "
+        f"for the role of {side}.dsn; or raise temp_file_limit for all",
+        id="temp_file_limit",
+        sqlstate="53400",
+        table=table,
+    )
+
+
 def not_populated(table: str, why: str) -> PreflightError:
     """Return the error of a materialized view that cannot be read yet."""
     return PreflightError(
-        f"{table} has never been filled",
+        f"{table} has never been filled, or reads a materialized view that was not",
         why=why,
-        hint=f"refresh materialized view {table} -- on the source",
+        hint=f"refresh materialized view {table} -- on the source, or the one that it reads",
         id="not_populated",
         table=table,
     )
@@ -328,6 +401,8 @@ _REFUSAL_HINTS = {
 
 def _passing(error: psycopg.Error, side: str, table: str | None) -> PassingError:
     state = error.sqlstate
+    if side == "source" and state == "40001":
+        return recovery_conflict(table, f"SQLSTATE {state}")
     what = {
         "40P01": f"a deadlock on the {side}",
         "40001": f"a serialization failure on the {side}",
@@ -336,7 +411,6 @@ def _passing(error: psycopg.Error, side: str, table: str | None) -> PassingError
         "53100": f"the disk of the {side} is full",
         "53200": f"the {side} is out of memory",
         "53300": f"the {side} has no connection to spare",
-        "53400": f"the {side} met a limit of its configuration",
     }.get(state or "", f"the connection to the {side} was lost")
     return PassingError(
         what,

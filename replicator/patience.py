@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from replicator.errors import LockHeldError, PassingError, ReplicatorError
+from replicator.errors import LockHeldError, OperatorError, PassingError, ReplicatorError
 
 PASSING_LIMIT_S = 300.0
 _HELD_PAUSE_S = 0.2
@@ -67,6 +68,35 @@ class Patience:
                 error_message=error.message,
                 sqlstate=error.sqlstate,
             )
+
+
+FAILOVER = frozenset({"read_only"})
+"""What a server that took our writes says while another one takes its place."""
+DAEMON = FAILOVER | {"no_connection", "standby_stream"}
+"""What a daemon that was at work waits out for ever: whoever keeps it out may let it in again, and alerts tell."""
+
+
+@contextmanager
+def waiting_out(ids: Collection[str]) -> Iterator[None]:
+    """Turn the errors of these ids into passing ones, for a process that was let in before."""
+    try:
+        yield
+    except OperatorError as error:
+        if error.id not in ids:
+            raise
+        raise as_passing(error) from error
+
+
+def as_passing(error: OperatorError) -> PassingError:
+    """Return the passing error that stands for one that is waited out."""
+    return PassingError(
+        error.what,
+        why=error.why,
+        hint=f"it is tried again by itself; if it lasts: {error.hint}",
+        id=error.id,
+        sqlstate=error.sqlstate,
+        table=error.table,
+    )
 
 
 def outlast(act: Callable[[], _T], wait_s: float, stop: threading.Event, tell: Callable[[LockHeldError], None]) -> _T:

@@ -1,7 +1,8 @@
 """Why a connection could not be had, in our own words.
 
-libpq repeats what it took for the host, the port or the database. Of a URI whose password holds an unescaped `@`, `/`
-or `:` that is a part of the password, so nothing that it says is repeated.
+What a server said is known by its SQLSTATE alone, as its words may be in any language. libpq's own words are English in
+a process that sets no LC_MESSAGES. They are never repeated: of a URI whose password holds an unescaped `@`, `/` or `:`
+what libpq takes for the host, the port or the database is a part of the password.
 """
 
 from __future__ import annotations
@@ -10,22 +11,30 @@ import re
 
 from psycopg.conninfo import conninfo_to_dict
 
+from replicator.connect_probe import Refusal
+
 _URI = re.compile(r"^postgres(?:ql)?://")
 _NAMES = (("role", "user"), ("database", "dbname"), ("host", "host"), ("port", "port"))
-# The first that fits speaks. A server's own words may be in any language; those of libpq are English here.
-_CAUSES = (
-    (r"password authentication failed|authentication failed", "the server did not accept the role's password"),
+_OF_SERVER = {
+    "28P01": "the server did not accept the role's password",
+    "28000": "the server lets nobody in from here with this role and database: pg_hba.conf has no entry for them, or "
+    "the role does not exist or may not log in",
+    "3D000": "the database does not exist",
+    "42501": "the database does not let the role in",
+    "53300": "the server has no connection to spare",
+    "55000": "the database takes no connections now",
+    "57P03": "the server is starting or stopping, or does not take connections yet",
+    "08P01": "a pooler, or another program than PostgreSQL, refused the connection",
+}
+_OF_WALSENDER = {
+    "42501": "the role may not open a replication connection",
+    "53300": "the server has no walsender or no connection to spare",
+}
+# Of libpq. The first that fits speaks.
+_OF_CLIENT = (
     (r"no password supplied|fe_sendauth", "the server asks for a password, and none was given"),
-    (r"no pg_hba\.conf entry|pg_hba\.conf rejects", "pg_hba.conf lets nobody in from here with this role and database"),
-    (r'role ".*" does not exist', "the role does not exist"),
-    (r'database ".*" does not exist', "the database does not exist"),
-    (r"not permitted to log in", "the role may not log in"),
-    (r"permission denied for database|not currently accepting", "the database does not let the role in"),
-    (r"WAL sender|walsender|replication role", "the role may not open a replication connection"),
-    (r"too many|connection slots", "the server has no connection to spare"),
-    (r"starting up|shutting down|recovery mode", "the server is starting or stopping"),
     (
-        r"read-only|read-write|hot standby|target_session_attrs",
+        r"session is (?:not )?read-only|hot standby|target_session_attrs",
         "no server has the state that target_session_attrs asks for",
     ),
     (r"certificate|SSL|GSS", "the encrypted connection could not be made"),
@@ -36,22 +45,44 @@ _CAUSES = (
     (r"No such file", "there is no socket in that directory"),
     (r"unreachable|No route", "the network has no way to the host"),
     (r"timeout|timed out", "the server did not answer in time"),
-    (r"FATAL", "the server refused the connection"),
 )
+_NEVER_ANSWERS = re.compile(r"could not translate host name|invalid|No such file", re.IGNORECASE)
+# Starting, stopping, in recovery, out of connections; a pooler whose server is away.
+_AWAITED_CLASSES = ("53", "57", "58", "08")
+# Said while a database is put back from a backup: it was dropped, renamed, or closed to everybody.
+_MADE_ANEW = frozenset({"3D000", "55000"})
 _ESCAPE = "a character of the password must be percent-encoded (%40 for @, %2F for /, %3A for :)"
 
 
-def explain_refusal(said: str, conninfo: str) -> str:
-    """Return why libpq gave up, and where: the cause in our words, with what is safe to show of the string."""
+def is_final(refusal: Refusal) -> bool:
+    """Say whether asking again would bring the same answer, as far as it can be known."""
+    if refusal.is_answered or any(state.startswith(_AWAITED_CLASSES) for state in refusal.sqlstates):
+        return False
+    return bool(refusal.sqlstates) or bool(_NEVER_ANSWERS.search(refusal.said))
+
+
+def is_made_anew(refusal: Refusal) -> bool:
+    """Say whether a database that was there before may be there again in a moment."""
+    return bool(_MADE_ANEW.intersection(refusal.sqlstates))
+
+
+def explain_refusal(refusal: Refusal, conninfo: str, *, replication: bool = False) -> str:
+    """Return why there is no connection, and where: the cause in our words, with what is safe to show of the string."""
+    cause = _find_cause(refusal, replication=replication)
     if is_ambiguous(conninfo):
-        return f"{_find_cause(said)}; {_ESCAPE}"
+        return f"{cause}; {_ESCAPE}"
     parameters = conninfo_to_dict(conninfo)
     where = ", ".join(f"{word} {parameters[key]}" for word, key in _NAMES if parameters.get(key))
-    return f"{_find_cause(said)} ({where})" if where else _find_cause(said)
+    return f"{cause} ({where})" if where else cause
 
 
-def _find_cause(said: str) -> str:
-    return next((words for cause, words in _CAUSES if re.search(cause, said)), "the server did not answer")
+def _find_cause(refusal: Refusal, *, replication: bool) -> str:
+    for state in refusal.sqlstates:
+        known = (_OF_WALSENDER if replication else {}).get(state) or _OF_SERVER.get(state)
+        return known or f"the server refused the connection with SQLSTATE {state}"
+    if refusal.is_answered:
+        return "the server answered only after a while"
+    return next((words for cause, words in _OF_CLIENT if re.search(cause, refusal.said)), "the server did not answer")
 
 
 def is_ambiguous(conninfo: str) -> bool:

@@ -65,6 +65,12 @@ HAZARDS = {
     "S25": "a range is read again while commits are visible later than they are logged",
     "S26": "a large transaction is rolled back, and the source tells of it unasked",
     "S29": "a text holds bytes that are none of UTF-8",
+    "S30": "one table that cannot be streamed stands among many that can",
+    "S33": "a row is written ahead of the publication of its table and committed after it",
+    "S38": "another client of a pooler changes settings between our statements",
+    "S39": "one of thousands of tables is redefined while the others change",
+    "S40": "a standby that is the source cancels reads, to go on replaying",
+    "S41": "a server speaks another language",
     "V1": "every built-in type has values at its edges, and arrays",
     "V2": "enums, composites and domains are nested",
     "V3": "types come from extensions",
@@ -89,6 +95,7 @@ HAZARDS = {
     "T8": "the target has row security",
     "T9": "a row of the target alone holds a unique value",
     "T10": "the target deadlocks, times out, is read-only or full",
+    "T16": "the target is a promoted clone, a standby for a moment, or commits without a flush",
     "F1": "the process is killed at any moment",
     "F2": "the process is asked to end",
     "F3": "the process is frozen for a minute",
@@ -135,6 +142,7 @@ HAZARDS = {
     "B26": "a name is put into SQL by hand",
     "B27": "a commit without an answer is repeated unseen",
     "B28": "nothing keeps an old run from writing",
+    "B29": "a window keeps only what is delivered of a transaction after it opened",
 }
 
 

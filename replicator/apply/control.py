@@ -136,6 +136,12 @@ class Control:
         """Take a table's lock until the transaction ends, once whoever has it is done."""
         self._execute("lock_transaction", key=self.lock_key(f"table {table}"))
 
+    def try_tables(self, tables: Iterable[str]) -> list[str]:
+        """Take tables' locks until the transaction ends, as far as they are free; return the tables that are not."""
+        by_key = {self.lock_key(f"table {table}"): table for table in tables}
+        rows = self._execute("try_locks_transaction", keys=list(by_key)).fetchall()
+        return [by_key[row["key"]] for row in rows]
+
     def save_shape(self, table: str, columns: Sequence[Recorded], relation: Relation) -> None:
         """Note a table's columns and enum labels as they are copied from now on."""
         self._execute(
@@ -278,6 +284,10 @@ class Control:
             error_traceback=scrub_traceback(error),
             attempts=attempts,
         )
+
+    def drop_running(self, batch_ids: Sequence[int]) -> None:
+        """Take back the rows of reads that came to nothing."""
+        self._execute("drop_running", batch_ids=list(batch_ids))
 
     def skip_batch(self, batch_id: int, reason: str) -> None:
         """Record that a table was left to somebody else."""

@@ -16,6 +16,7 @@ from replicator.config.table_setting import TableSettings
 from replicator.errors import ConfigError, SchemaDrift
 from replicator.relation import PARTITIONED, TABLE, Index, Relation
 from replicator.rules import Mapping, Output
+from replicator.selection import format_table_name
 from replicator.strategy import watermark_type
 
 
@@ -40,8 +41,9 @@ class Evolution:
     before: DDL ahead of the load; after: DDL that is cheaper once a new table is filled. left_out: outputs that are not
     copied, because on_schema_change = "ignore". rekeyed: the key changed; key_now: the new key's columns as the target
     names them before the DDL, those left out that are not there yet. replaces: the rows that are here cannot have the
-    new key, and hold nothing that the source lacks. adds: columns are added, which only a full read fills in rows that
-    did not change.
+    new key, and hold nothing that the source lacks. adds: columns are added, or emptied for another type, which only a
+    full read fills in rows that did not change. empties: the rows that are here go first: a key column gets another
+    type.
     """
 
     before: tuple[sql.Composed, ...]
@@ -52,6 +54,7 @@ class Evolution:
     key_now: tuple[str, ...] = ()
     replaces: bool = False
     adds: bool = False
+    empties: bool = False
 
 
 def plan_creation(
@@ -92,13 +95,14 @@ def plan_evolution(
     same_source: bool,
     had_key: bool,
     created_by_us: bool,
-    casts: Collection[tuple[str, str]] = (),
+    rebuilds: bool = False,
 ) -> Evolution:
     """Return the DDL that lets an existing table take the source's rows.
 
     current: the target's spelling of its columns' types. recorded: the columns of the last sync, empty before the
     first. same_source: the source table is still the one of the last sync, so that column numbers prove renames.
-    had_key: the last sync went by a key. casts: pairs of types of which the target casts the first to the second.
+    had_key: the last sync went by a key. rebuilds: all rows are read again, so columns may give up their values for
+    another type.
     Raises SchemaDrift where a decision is needed, ConfigError where the target cannot serve at all.
     """
     if target.kind not in (TABLE, PARTITIONED):
@@ -109,7 +113,7 @@ def plan_evolution(
             id="target_not_table",
         )
     by_target = {column.target: column for column in recorded}
-    plan = _Plan(mapping, table, target, types, dict(current), by_target, same_source, had_key, casts)
+    plan = _Plan(mapping, table, target, types, dict(current), by_target, same_source, had_key, rebuilds)
     return plan.evolve(created_by_us=created_by_us)
 
 
@@ -131,16 +135,16 @@ class _Plan:
         recorded: dict[str, Recorded],
         same_source: bool,
         had_key: bool,
-        casts: Collection[tuple[str, str]],
+        rebuilds: bool,
     ) -> None:
         self.mapping, self.table, self.target, self.types = mapping, table, target, types
         self.current, self.recorded, self.same_source, self.had_key = current, recorded, same_source, had_key
-        self.casts = casts
+        self.rebuilds = rebuilds
         self.name = sql.Identifier(target.schema, target.name)
         self.statements: list[sql.Composed] = []
         self.left_out: set[str] = set()
         self.moves: dict[str, str] = {}
-        self.adds = False
+        self.adds = self.empties = False
 
     def evolve(self, *, created_by_us: bool) -> Evolution:
         self._rename_columns()
@@ -165,6 +169,7 @@ class _Plan:
             rekeyed=rekeyed,
             key_now=self._name_key(),
             adds=self.adds,
+            empties=self.empties,
         )
 
     def _alter(self, action: sql.Composable) -> None:
@@ -259,6 +264,9 @@ class _Plan:
         if recorded and recorded.spelling != wanted and not widens(recorded.spelling, wanted):
             if self.table.on_schema_change == "ignore" and widens(wanted, now):
                 return
+            if self.rebuilds:
+                self._retype(output)
+                return
             if self.same_source and recorded.number != output.source.number:
                 raise self._drift(
                     f"column {output.name} is another one in the source now, of type {wanted}",
@@ -273,15 +281,18 @@ class _Plan:
                 "a narrowed type cannot be followed without knowing what it does to the rows that are here"
                 if is_narrowed
                 else f"not every {recorded.spelling} is a {wanted}: what becomes of the rows here is to decide",
-                self._convert(output.name, now, wanted),
+                self._read_anew(),
             )
         if accepts(now, wanted):
+            return
+        if self.rebuilds:
+            self._retype(output)
             return
         if not widens(now, wanted):
             raise self._drift(
                 f"column {output.name} is {now} here and {wanted} in the source",
                 f"{now} cannot hold every {wanted}",
-                self._convert(output.name, now, wanted),
+                self._read_anew(),
             )
         change = sql.SQL("ALTER COLUMN {} TYPE {}").format(sql.Identifier(output.name), spelled(wanted))
         if self.table.on_schema_change != "evolve":
@@ -293,13 +304,39 @@ class _Plan:
         self._alter(change)
         self.current[output.name] = wanted
 
-    def _convert(self, name: str, now: str, wanted: str) -> sql.Composed:
-        """Return the statement that gives a column another type: by a cast that is there, else by way of text."""
-        column: sql.Composable = sql.Identifier(name)
-        by_text = sql.SQL("" if (now, wanted) in self.casts else "::text")
-        return sql.SQL("alter table {0} alter column {1} type {2} using {1}{3}::{2}").format(
-            self.name, column, spelled(wanted), by_text
-        )
+    def _read_anew(self) -> str:
+        """Return the command that gives the columns their new types, and reads every row again."""
+        relation = self.mapping.relation
+        return f"replicator resync '{format_table_name(relation.schema, relation.name)}' --yes"
+
+    def _retype(self, output: Output) -> None:
+        """Give a column another type: emptied, or with a key's column the table, for all rows are read again."""
+        column, spelling = sql.Identifier(output.name), self.types[output.name].spelling
+        is_key = output.name in self.mapping.key
+        if is_key:
+            self._check_nothing_local(output)
+        self._alter(sql.SQL("ALTER COLUMN {} DROP DEFAULT").format(column))
+        if not is_key:
+            self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(column))
+        value = sql.SQL("{}::text::{}").format(column, spelled(spelling)) if is_key else sql.SQL("NULL")
+        self._alter(sql.SQL("ALTER COLUMN {} TYPE {} USING {}").format(column, spelled(spelling), value))
+        self.current[output.name] = spelling
+        self.adds = True
+        self.empties = self.empties or is_key
+
+    def _check_nothing_local(self, output: Output) -> None:
+        """Raise SchemaDrift where rows hold values that only the target has: they would go with the old key."""
+        known = {one.name for one in self.mapping.outputs} | self.recorded.keys() | {DELETED_AT}
+        local = [column.name for column in self.target.columns if not column.generated and column.name not in known]
+        if local:
+            spelling = spelled(self.types[output.name].spelling)
+            raise self._drift(
+                f"key column {output.name} gets another type, and {local[0]} is a column of the target's own",
+                "the rows would be replaced, and its values with them",
+                sql.SQL("alter table {0} alter column {1} type {2} using {1}::text::{2}").format(
+                    self.name, sql.Identifier(output.name), spelling
+                ),
+            )
 
     def _free_dropped_columns(self) -> None:
         wanted = {output.name for output in self.mapping.outputs}

@@ -41,9 +41,14 @@ class Incoming:
 
 @dataclass
 class Session:
-    """A connection to the target that loads. replica: triggers and foreign keys do not fire in it."""
+    """A connection to the target that loads.
+
+    replica: triggers and foreign keys do not fire in it. rebuilds: tables may be emptied, or columns of theirs, where
+    another type asks for that: they are read whole.
+    """
 
     connection: Connection
     control: Control
     digest: Digest
     replica: bool
+    rebuilds: bool = False

@@ -7,6 +7,7 @@ that lands or not, the sequence is past every row that is there, and at worst so
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,13 +49,28 @@ class Fed:
         return sql.Identifier(self.schema, self.name)
 
 
-def find_sequences(connection: Connection, table: str, existing: Relation, spellings: Mapping[str, str]) -> list[Fed]:
+def read_fed(connection: Connection, oids: Iterable[int]) -> dict[int, list[Row]]:
+    """Return what the catalog says of the sequences of tables, by the table's OID; nothing for one without."""
+    found: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in connection.execute(statement("sequence.list_fed"), {"oids": list(oids)}):
+        found[row["relation"]].append(row)
+    return found
+
+
+def find_sequences(
+    connection: Connection,
+    table: str,
+    existing: Relation,
+    spellings: Mapping[str, str],
+    known: Mapping[int, list[Row]] | None = None,
+) -> list[Fed]:
     """Return the sequences of the copied columns of a target table.
 
-    spellings: the copied columns' types, by name in the target.
+    spellings: the copied columns' types, by name in the target. known: what `read_fed` read of it, if it did.
     Raises PreflightError, with the GRANT, for one that the role may not move.
     """
-    found = _list_fed(connection, existing, spellings)
+    rows = read_fed(connection, [existing.oid]) if known is None else known
+    found = _list_fed(rows.get(existing.oid, ()), existing, spellings)
     grants = [grant for row, fed in found if fed.is_followed for grant in _missing_grants(row, fed)]
     if grants:
         raise _not_permitted(connection, grants, table)
@@ -74,8 +90,7 @@ def _not_permitted(connection: Connection, grants: Iterable[sql.Composed], table
     )
 
 
-def _list_fed(connection: Connection, existing: Relation, spellings: Mapping[str, str]) -> list[tuple[Row, Fed]]:
-    rows = connection.execute(statement("sequence.list_fed"), {"table": existing.oid}).fetchall()
+def _list_fed(rows: Iterable[Row], existing: Relation, spellings: Mapping[str, str]) -> list[tuple[Row, Fed]]:
     return [
         (
             row,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from replicator.db import Connection
 from replicator.errors import FencedError, LockHeldError, PassingError, ReplicatorError
 from replicator.position import Lsn, Origin, Seen
 from replicator.statement import statement
+from replicator.strategy import EXACT
 from replicator.telemetry.trace import scrub_traceback
 
 Row = dict[str, Any]
@@ -155,6 +156,12 @@ class StreamControl:
         """Make a table part of the stream."""
         self._execute("save_table", table_name=table, since=str(since), definition=definition, is_stale=is_stale)
 
+    def join_table(self, table: str, since: Lsn, definition: str) -> None:
+        """Make a table part of the stream that was read beside it, and note that its trouble is over."""
+        self.save_table(table, since, definition)
+        self.unpark_table(table)
+        self.end_table_copy(table)
+
     def save_seen(self, table: str, snapshot: str, until: Lsn, epoch: int) -> None:
         """Note what a read of the table by itself saw, inside the transaction of its rows.
 
@@ -229,30 +236,29 @@ class StreamControl:
     def add_figures(
         self,
         execution_id: UUID,
-        table: str,
-        figures: Figures,
+        figures: Mapping[str, Figures],
         *,
-        guarantee: str,
+        guarantees: Mapping[str, str],
         started_at: datetime,
         lsn: Lsn,
         fresh_at: datetime | None,
     ) -> None:
-        """Count a batch in the table's row of this minute."""
+        """Count a batch in the tables' rows of this minute, in two statements for any number of them."""
         minute = datetime.now(UTC).replace(second=0, microsecond=0)
-        known = self._fresh.get(table) or self._batches.get(table)
-        parameters = figures.counts()
-        if known is not None and known[1] == minute:
-            self._execute(
-                "grow_batch", batch_id=known[0], started_at=started_at, lsn_end=str(lsn), watermark_end=fresh_at,
-                **parameters,
-            )  # fmt: skip
-            return
-        row = self._execute(
-            "add_batch", execution_id=str(execution_id), table_name=table, guarantee=guarantee, started_at=started_at,
-            lsn_start=str(lsn), lsn_end=str(lsn), watermark_end=fresh_at, **parameters,
-        ).fetchone()  # fmt: skip
-        assert row is not None
-        self._fresh[table] = (row["batch_id"], minute)
+        known = {table: self._fresh.get(table) or self._batches.get(table) for table in figures}
+        grown = {table: row[0] for table, row in known.items() if row is not None and row[1] == minute}
+        told = {"started_at": started_at, "lsn": str(lsn), "watermark_end": fresh_at}
+        if grown:
+            more = [{"batch_id": batch_id, **figures[table].counts()} for table, batch_id in grown.items()]
+            self._execute("grow_batches", batches=json.dumps(more), **told)
+        if len(grown) < len(figures):
+            added = [
+                {"table_name": table, "guarantee": guarantees.get(table, EXACT), **one.counts()}
+                for table, one in figures.items()
+                if table not in grown
+            ]
+            rows = self._execute("add_batches", execution_id=str(execution_id), batches=json.dumps(added), **told)
+            self._fresh.update({row["table_name"]: (row["batch_id"], minute) for row in rows.fetchall()})
 
     def settle(self, *, committed: bool) -> None:
         """Keep the rows of `etl_control` that the transaction made, or drop them with it."""
@@ -284,10 +290,10 @@ class StreamControl:
             error_message=error.message,
         )
 
-    def read_refused(self) -> Row | None:
-        """Return the change that the stream could not get past when it was last tried; None when there is none."""
-        row = self._execute("read_refused").fetchone()
-        return row if row is None or row["key"] is None else row | {"key": show_key(row["key"])}
+    def read_refused(self) -> list[Row]:
+        """Return the changes that the stream could not get past, at most one a table, the newest first."""
+        rows = self._execute("read_refused").fetchall()
+        return [row if row["key"] is None else row | {"key": show_key(row["key"])} for row in rows]
 
     def read_quarantine(self) -> list[Row]:
         """Return the rows that wait."""

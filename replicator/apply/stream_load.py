@@ -17,14 +17,22 @@ from uuid import UUID
 import psycopg
 
 from replicator.apply.change_load import ChangeLoad, LiveTable, key_cells, make_load
-from replicator.apply.control import Control
+from replicator.apply.control import Control, label_enums
 from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
-from replicator.apply.target import describe_target, find_triggers, order_by_foreign_keys, plan_target, record_columns
+from replicator.apply.target import (
+    FittedTarget,
+    describe_target,
+    order_by_foreign_keys,
+    plan_target,
+    record_columns,
+    refuse_rules,
+)
+from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
 from replicator.batch import Figures
-from replicator.catalog import read_relation
+from replicator.catalog import RowChangers, list_row_changers, read_relation
 from replicator.cell import is_text
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
@@ -32,7 +40,7 @@ from replicator.digest import Digest
 from replicator.errors import DataRefused
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
-from replicator.strategy import EXACT, stream_guarantee
+from replicator.strategy import stream_guarantee
 
 _CAREFUL_BATCHES = 200
 """Where one batch had to be brought in anew, with savepoints, the next may have to as well."""
@@ -76,6 +84,8 @@ class StreamLoader:
         self._shapes: dict[tuple[str, int], Job] = {}
         self._guarantees: dict[str, str] = {}
         self._live: dict[str, LiveTable] = {}
+        self._fitted: dict[tuple[str, int], FittedTarget] = {}
+        self._changers: dict[int, RowChangers] | None = None
         self._sequences: dict[str, tuple[Fed, ...]] = {}
         self._figures: dict[str, Figures] = {}
         self._corrected: Counter[str] = Counter()
@@ -87,9 +97,14 @@ class StreamLoader:
         self._careful = True
         self._careful_batches = 0
 
-    def introduce(self, job: Job, version: int) -> None:
-        """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread."""
+    def introduce(self, job: Job, version: int, fitted: FittedTarget | None = None) -> None:
+        """Tell of a table's shape ahead of its first changes; its DDL runs with them. From any thread.
+
+        fitted: the target, if it was looked at just now, and takes this shape as it is.
+        """
         self._shapes[job.table, version] = job
+        if fitted is not None:
+            self._fitted[job.table, version] = fitted
         self._guarantees[job.table] = stream_guarantee(job.mapping, job.settings)
 
     def follow_sequences(self, table: str, sequences: tuple[Fed, ...]) -> None:
@@ -177,7 +192,9 @@ class StreamLoader:
         self.staging.settle(committed=committed)
         self.control.settle(committed=committed)
         if not committed:
+            # What went wrong may be that a target is not what it was: all are looked at again.
             self._live.clear()
+            self._fitted.clear()
             self._order = None
         self._started_at = None
         self._figures = {}
@@ -201,6 +218,8 @@ class StreamLoader:
             self._apply_wave([(table, segment) for table, segment in pairs if segment is not None])
 
     def _apply_wave(self, wave: Sequence[tuple[str, Segment]]) -> None:
+        self._lock_tables([table for table, _ in wave])
+        self._fit_tables([(table, segment.version) for table, segment in wave])
         loads = self._in_order([(table, self._open_load(table, segment)) for table, segment in wave])
         groups = [[pair] for pair in loads] if self.replica else [loads]
         for group in groups:
@@ -329,7 +348,6 @@ class StreamLoader:
                 load.write()
 
     def _open_load(self, table: str, segment: Segment) -> ChangeLoad:
-        self.lock_table(table)
         load = self._make_load(table, segment)
         load.figures.rows_extracted += segment.count
         if load.quarantines:
@@ -338,8 +356,7 @@ class StreamLoader:
         return load
 
     def _make_load(self, table: str, segment: Segment) -> ChangeLoad:
-        with translating(table):
-            live = self.open_table(table, segment.version)
+        live = self._live[table]
         figures = self._figures.setdefault(table, Figures())
         return make_load(self.connection, self.staging, live, segment, figures, self.finder)
 
@@ -352,34 +369,59 @@ class StreamLoader:
             self.control.touch_waiting(table, key_cells(key), self._position)
             load.figures.rows_quarantined += 1
 
-    def lock_table(self, table: str) -> None:
-        """Take the table's lock until the transaction ends: a sync that is at it has to finish first."""
-        if table not in self._locked:
+    def _lock_tables(self, tables: Sequence[str]) -> None:
+        """Take the tables' locks until the transaction ends: a sync that is at one has to finish first."""
+        wanted = [table for table in tables if table not in self._locked]
+        if not wanted:
+            return
+        with translating():
+            taken = self.table_control.try_tables(wanted)
+        for table in taken:
             with translating(table):
                 self.table_control.wait_for_table(table)
-            self._locked.add(table)
+        self._locked.update(wanted)
 
-    def open_table(self, table: str, version: int) -> LiveTable:
-        """Return the table in this shape, after the DDL that lets the target take it."""
-        live = self._live.get(table)
-        if live is None or live.version != version:
-            live = self._fit(self._shapes[table, version], version)
-            self._live[table] = live
-            self._order = None
-        return live
+    def _fit_tables(self, wanted: Sequence[tuple[str, int]]) -> None:
+        """Let targets take the shapes that come; those that the start did not look at are looked at in one go."""
+        new = [one for one in wanted if (live := self._live.get(one[0])) is None or live.version != one[1]]
+        if not new:
+            return
+        self._order = None
+        unknown = [one for one in new if one not in self._fitted]
+        with translating(unknown[0][0] if len(unknown) == 1 else None):
+            if len(unknown) < len(new) and self._changers is None:
+                self._changers = list_row_changers(self.connection, [one.relation for one in self._fitted.values()])
+            catalog = read_target_catalog(self.connection, [self._shapes[one] for one in unknown]) if unknown else None
+        fitted = {one: self._fitted[one] for one in new if one in self._fitted}
+        for one in unknown:
+            with translating(one[0]):
+                fitted[one] = self._fit(self._shapes[one], catalog)
+        with translating(unknown[0][0] if len(unknown) == 1 else None):
+            looked_at = [fitted[one].relation for one in unknown]
+            changers = (self._changers or {}) | (list_row_changers(self.connection, looked_at) if looked_at else {})
+        for (table, version), target in fitted.items():
+            with translating(table):
+                self._open(self._shapes[table, version], version, target, changers.get(target.relation.oid))
 
-    def _fit(self, job: Job, version: int) -> LiveTable:
-        evolution, existing, types = plan_target(self.connection, job)
+    def _fit(self, job: Job, catalog: TargetCatalog | None) -> FittedTarget:
+        evolution, existing, types = plan_target(self.connection, job, catalog=catalog)
         if evolution.before or evolution.after or existing is None:
             for ddl in (*evolution.before, *evolution.after):
                 self.connection.execute(ddl)
-            existing = read_relation(self.connection, *job.target)
+            existing, catalog = read_relation(self.connection, *job.target), None
         if existing is None:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
-        find_triggers(self.connection, job, existing)
-        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest)
-        self.table_control.save_shape(job.record.table, record_columns(job, types, evolution), job.mapping.relation)
-        return LiveTable(job, version, target, self.binary)
+        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest, catalog=catalog)
+        return FittedTarget(existing, target, record_columns(job, types, evolution))
+
+    def _open(self, job: Job, version: int, fitted: FittedTarget, changers: RowChangers | None) -> None:
+        """Begin to write a table in this shape, and record its columns if they are others than before."""
+        refuse_rules(job, changers.rules if changers else ())
+        record, relation = job.record, job.mapping.relation
+        recorded = (record.columns, record.source_oid, record.enum_labels)
+        if recorded != (fitted.columns, relation.oid, label_enums(relation)):
+            self.table_control.save_shape(record.table, fitted.columns, relation)
+        self._live[job.table] = LiveTable(job, version, fitted.target, self.binary)
 
     def _in_order(self, loads: list[tuple[str, ChangeLoad]]) -> list[tuple[str, ChangeLoad]]:
         """Return the loads with parents ahead of their children."""
@@ -400,13 +442,14 @@ class StreamLoader:
         assert self._started_at is not None
         with translating():
             with self.connection.pipeline():
-                for table, figures in self._figures.items():
-                    self.control.add_figures(
-                        self.execution_id, table, figures, guarantee=self._guarantees.get(table, EXACT),
-                        started_at=self._started_at, lsn=position, fresh_at=changes.committed_at,
-                    )  # fmt: skip
+                self.control.add_figures(
+                    self.execution_id, self._figures, guarantees=self._guarantees, started_at=self._started_at,
+                    lsn=position, fresh_at=changes.committed_at,
+                )  # fmt: skip
                 for table in changes.stale:
                     self.control.mark_stale(table)
+                for table, definition in changes.joined.items():
+                    self.control.join_table(table, position, definition)
                 self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
 

@@ -27,6 +27,7 @@ from replicator.apply.target import (
 from replicator.batch import Figures, Totals
 from replicator.catalog import is_referenced, read_relation
 from replicator.errors import DataRefused, PassingError, SafetyStop
+from replicator.relation import Relation
 from replicator.selection import format_table_name
 from replicator.strategy import FULL
 
@@ -86,8 +87,10 @@ class TableLoad(ABC):
             )
         with self.figures.phase("prepare"):
             check_apart(self.session.connection, self.job, self.incoming.facts.system_identifier)
-            evolution, existing, types = plan_target(self.session.connection, self.job)
+            evolution, existing, types = plan_target(self.session.connection, self.job, rebuilds=self.session.rebuilds)
             self.evolution = evolution
+            if evolution.empties and existing is not None:
+                self._empty(existing)
             run_ddl(self.session.connection, self.job, existing, evolution.before)
             if evolution.before or existing is None:
                 existing = read_relation(self.session.connection, *self.job.target)
@@ -135,6 +138,17 @@ class TableLoad(ABC):
     @abstractmethod
     def audit(self) -> None:
         """Find and repair what the reading could not see."""
+
+    def _empty(self, existing: Relation) -> None:
+        """Delete every row ahead of the DDL, under the stops: the source has as many, less those that are gone."""
+        table = sql.Identifier(existing.schema, existing.name)
+        if not self.session.replica and is_referenced(self.session.connection, existing.oid):
+            raise unfit_rows(self.job, "a foreign key refers to them", clear_rows(table))
+        here = self._count(sql.SQL("SELECT count(*) AS rows FROM {}").format(table))
+        there = self.incoming.source.count_rows()
+        self._check_source_has_rows(there, here)
+        self._check_deletes(max(0, here - there), here)
+        self.figures.rows_deleted += self._run(sql.SQL("DELETE FROM {}").format(table))
 
     def _clear(self) -> None:
         """Delete every row, under the stops: the source has as many, less those that are gone from it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -13,16 +14,16 @@ from replicator.apply.evolve import Evolution, Recorded, create_schema, plan_cre
 from replicator.apply.job import Job
 from replicator.apply.merge import Target, TargetColumn
 from replicator.apply.rekey import fit_rows
-from replicator.apply.types import EnumChange, Resolved, plan_enums, resolve_types
+from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
+from replicator.apply.types import EnumChange, Resolved, plan_enums
 from replicator.batch import Shape
 from replicator.catalog import (
-    find_casts,
+    RowChangers,
     find_missing_schemas,
     find_relations,
     format_types,
     list_row_changers,
     read_foreign_keys,
-    read_relation,
 )
 from replicator.db import Connection
 from replicator.digest import Digest
@@ -33,6 +34,15 @@ from replicator.rules import find_naming_columns
 from replicator.selection import format_table_name
 from replicator.statement import statement
 from replicator.strategy import FULL, WATERMARK, XMIN
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTarget:
+    """A target that takes a job's rows as it is. columns: as they are copied, to be recorded."""
+
+    relation: Relation
+    target: Target
+    columns: tuple[Recorded, ...]
 
 
 def take_replica_role(connection: Connection) -> bool:
@@ -130,20 +140,27 @@ def check_apart(connection: Connection, job: Job, system_identifier: str) -> Non
 
 
 def plan_target(
-    connection: Connection, job: Job, planned_enums: Sequence[EnumChange] = ()
+    connection: Connection,
+    job: Job,
+    planned_enums: Sequence[EnumChange] = (),
+    *,
+    catalog: TargetCatalog | None = None,
+    rebuilds: bool = False,
 ) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
-    """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name."""
-    types = resolve_types(connection, job.mapping.outputs, job.mapping.relation.types, planned_enums)
-    existing = read_relation(connection, *job.target)
+    """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name.
+
+    catalog: what was read of this target and others; else it is read now. rebuilds: all rows are read again, so that
+    columns may be emptied for another type.
+    """
+    catalog = catalog or read_target_catalog(connection, [job])
+    types = catalog.resolve_types(job, planned_enums)
+    existing = catalog.relations.get(job.target)
     if existing is None:
-        makes_schema = bool(find_missing_schemas(connection, [job.target[0]]))
+        makes_schema = job.target[0] in catalog.missing_schemas
         return plan_creation(job.mapping, job.settings, job.target, types, makes_schema=makes_schema), None, types
     if existing.row_security:
         raise _hidden_target(job)
-    current = spell_columns(connection, existing)
-    changed = [
-        (current[name], new) for name, t in types.items() if name in current and current[name] != (new := t.spelling)
-    ]
+    current = catalog.spell_columns(existing)
     evolution = plan_evolution(
         job.mapping,
         job.settings,
@@ -154,7 +171,7 @@ def plan_target(
         same_source=job.record.source_oid == job.mapping.relation.oid,
         had_key=job.record.state.strategy in (XMIN, WATERMARK),
         created_by_us=job.record.created_by_us,
-        casts=find_casts(connection, changed),
+        rebuilds=rebuilds,
     )
     if evolution.rekeyed:
         evolution = fit_rows(connection, job, existing, evolution)
@@ -185,10 +202,15 @@ def describe_target(
     types: dict[str, Resolved],
     evolution: Evolution,
     digest: Digest,
+    *,
+    catalog: TargetCatalog | None = None,
 ) -> tuple[Target, Shape]:
-    """Return a target table as the merge needs it, and the shape in which its rows must arrive."""
+    """Return a target table as the merge needs it, and the shape in which its rows must arrive.
+
+    catalog: what `existing` was read with, if nothing changed since.
+    """
     mapping = job.mapping
-    current = spell_columns(connection, existing)
+    current = catalog.spell_columns(existing) if catalog else spell_columns(connection, existing)
     outputs = [
         output
         for output in mapping.outputs
@@ -222,17 +244,23 @@ def describe_target(
 
 def find_triggers(connection: Connection, job: Job, existing: Relation) -> list[str]:
     """Return the target's triggers that can change or drop a row on its way in. Raises ConfigError for such a rule."""
-    triggers, rules = list_row_changers(connection, existing)
-    if rules:
-        drop, target = sql.SQL("drop rule {} on {}"), sql.Identifier(*job.target)
-        raise ConfigError(
-            f"the target {format_table_name(*job.target)} has rules",
-            why="a rule puts something else in the place of what is written, or keeps ON CONFLICT from the table",
-            hint="; ".join(drop.format(sql.Identifier(name), target).as_string() for name in rules),
-            id="target_rules",
-            table=job.table,
-        )
-    return triggers
+    changers = list_row_changers(connection, [existing]).get(existing.oid, RowChangers([], []))
+    refuse_rules(job, changers.rules)
+    return changers.triggers
+
+
+def refuse_rules(job: Job, rules: Sequence[str]) -> None:
+    """Raise ConfigError for a target that has rules in the way."""
+    if not rules:
+        return
+    drop, target = sql.SQL("drop rule {} on {}"), sql.Identifier(*job.target)
+    raise ConfigError(
+        f"the target {format_table_name(*job.target)} has rules",
+        why="a rule puts something else in the place of what is written, or keeps ON CONFLICT from the table",
+        hint="; ".join(drop.format(sql.Identifier(name), target).as_string() for name in rules),
+        id="target_rules",
+        table=job.table,
+    )
 
 
 def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -279,8 +307,8 @@ def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[l
 
     Among tables in a cycle the order is that of their names; the target then has to defer the constraint.
     """
-    relations = {job.table: read_relation(connection, *job.target) for job in jobs}
-    by_oid = {relation.oid: job for job in jobs if (relation := relations[job.table])}
+    oids = find_relations(connection, [job.target for job in jobs])
+    by_oid = {oids[job.target]: job for job in jobs if job.target in oids}
     ties = [pair for pair in read_foreign_keys(connection, by_oid) if pair[0] != pair[1]]
     group_of = {oid: {oid} for oid in by_oid}
     for child, parent in ties:
@@ -288,7 +316,7 @@ def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[l
         for oid in joined:
             group_of[oid] = joined
     seen: set[int] = set()
-    groups = [[job] for job in jobs if relations[job.table] is None]
+    groups = [[job] for job in jobs if job.target not in oids]
     for oid in by_oid:
         if oid not in seen:
             seen |= group_of[oid]
@@ -296,11 +324,30 @@ def order_by_foreign_keys(connection: Connection, jobs: Sequence[Job]) -> list[l
     return groups
 
 
+def find_tied(connection: Connection, targets: Mapping[str, tuple[str, str]]) -> list[set[str]]:
+    """Return the groups of tables whose targets foreign keys tie together. targets: by table, those that there are."""
+    oids = find_relations(connection, targets.values())
+    tables = {oids[target]: table for table, target in targets.items() if target in oids}
+    group_of = {oid: {table} for oid, table in tables.items()}
+    for child, parent in read_foreign_keys(connection, tables):
+        joined = group_of[child] | group_of[parent]
+        for oid, table in tables.items():
+            if table in joined:
+                group_of[oid] = joined
+    return [set(group) for group in {frozenset(group) for group in group_of.values()}]
+
+
 def _parents_first(oids: set[int], ties: Sequence[tuple[int, int]]) -> list[int]:
+    parents: defaultdict[int, set[int]] = defaultdict(set)
+    for child, parent in ties:
+        if child in oids:
+            parents[child].add(parent)
     ordered: list[int] = []
     waiting = sorted(oids)
     while waiting:
-        free = [o for o in waiting if not any(c == o and p in waiting for c, p in ties)] or waiting[:1]
+        left = set(waiting)
+        free = [oid for oid in waiting if left.isdisjoint(parents[oid])] or waiting[:1]
         ordered += free
-        waiting = [o for o in waiting if o not in free]
+        left -= set(free)
+        waiting = [oid for oid in waiting if oid in left]
     return ordered

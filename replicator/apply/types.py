@@ -7,7 +7,7 @@ target's own catalog or from quoted identifiers: the source is not trusted with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import psycopg
@@ -20,6 +20,13 @@ from replicator.rules import Output
 
 TEXT = "text"
 XML_OID = 142
+Place = tuple[int, int, bool] | str
+"""(OID, typmod, whether binary means the same) of a type that is here; else the name of one that is not, or text."""
+TypeName = tuple[str, str, str | None]
+"""Schema, name and extension."""
+StandIns = Mapping[TypeName, FoundType | None]
+"""What stands here for types of the source, by their names there."""
+
 # Types whose text names objects of one server, or that have no input function at all.
 _LOCAL_TYPES = NAMING_TYPES | {
     "pg_node_tree",
@@ -111,22 +118,50 @@ def resolve_types(
     connection: Connection, outputs: Iterable[Output], types: dict[int, Type], planned: Iterable[EnumChange] = ()
 ) -> dict[str, Resolved]:
     """Return the target's type of each output by name. planned: enums that will exist when the DDL has run."""
-    known = list(types.values())
-    found = dict(zip((t.oid for t in known), find_types(connection, known), strict=True))
-    if XML_OID in found and not _can_read_xml(connection):
-        found[XML_OID] = None
+    outputs = list(outputs)
+    found = find_stand_ins(connection, types.values())
+    wanted = choose_types(outputs, types, found, planned)
+    named = list(list_named(wanted))
+    spellings = dict(zip(named, format_types(connection, named), strict=True))
+    return spell_types(wanted, spellings)
+
+
+def find_stand_ins(connection: Connection, types: Iterable[Type]) -> StandIns:
+    """Return what stands here for each of the source's types, each looked for once."""
+    wanted = {_name(one): one for one in types}
+    found = dict(zip(wanted, find_types(connection, list(wanted.values())), strict=True))
+    xml = next((_name(one) for one in wanted.values() if one.oid == XML_OID), None)
+    if xml is not None and not _can_read_xml(connection):
+        found[xml] = None
+    return found
+
+
+def choose_types(
+    outputs: Iterable[Output], types: dict[int, Type], found: StandIns, planned: Iterable[EnumChange] = ()
+) -> dict[str, Place]:
+    """Return where each output goes, by name: a type that is here, or the name of one that is not."""
+    here = {oid: found[_name(one)] for oid, one in types.items()}
     made = {(change.schema, change.name) for change in planned if change.create}
-    wanted = {output.name: _resolve(output.type_oid, output.typmod, types, found, made) for output in outputs}
-    by_oid = [(name, place) for name, place in wanted.items() if isinstance(place, tuple)]
-    spellings = format_types(connection, [(oid, typmod) for _, (oid, typmod, _) in by_oid])
-    resolved = {
-        name: Resolved(spelling, binary, downgraded=False)
-        for (name, (_, _, binary)), spelling in zip(by_oid, spellings, strict=True)
+    return {output.name: _resolve(output.type_oid, output.typmod, types, here, made) for output in outputs}
+
+
+def list_named(wanted: Mapping[str, Place]) -> Iterator[tuple[int, int]]:
+    """Yield (OID, typmod) of those types that are here: the target spells them."""
+    return ((place[0], place[1]) for place in wanted.values() if isinstance(place, tuple))
+
+
+def spell_types(wanted: Mapping[str, Place], spellings: Mapping[tuple[int, int], str]) -> dict[str, Resolved]:
+    """Return the types by name. spellings: the target's own, of (OID, typmod)."""
+    return {
+        name: Resolved(place, place != TEXT, downgraded=place == TEXT)
+        if isinstance(place, str)
+        else Resolved(spellings[place[0], place[1]], place[2], downgraded=False)
+        for name, place in wanted.items()
     }
-    for name, place in wanted.items():
-        if isinstance(place, str):
-            resolved[name] = Resolved(place, place != TEXT, downgraded=place == TEXT)
-    return resolved
+
+
+def _name(one: Type) -> TypeName:
+    return one.schema, one.name, one.extension
 
 
 def _can_read_xml(connection: Connection) -> bool:
@@ -141,7 +176,7 @@ def _can_read_xml(connection: Connection) -> bool:
 
 def _resolve(
     oid: int, typmod: int, types: dict[int, Type], found: dict[int, FoundType | None], made: set[tuple[str, str]]
-) -> tuple[int, int, bool] | str:
+) -> Place:
     kind = types.get(oid)
     if kind is None:
         return TEXT
@@ -161,7 +196,7 @@ def _resolve(
 
 def _resolve_array(
     kind: Type, typmod: int, types: dict[int, Type], found: dict[int, FoundType | None], made: set[tuple[str, str]]
-) -> tuple[int, int, bool] | str:
+) -> Place:
     element = types[kind.element]
     if element.base:
         typmod = element.base_typmod

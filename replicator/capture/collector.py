@@ -13,15 +13,17 @@ from collections.abc import Callable
 from replicator.capture import pgoutput
 from replicator.capture.intake import Intake
 from replicator.capture.lookup import Delivered
+from replicator.capture.window import Emptied, Window
 from replicator.changes import Changes, Segment
 from replicator.errors import StreamError
+from replicator.fold import Fold, KeyedFold
 from replicator.position import Lsn, Origin
 
 # What a message costs in memory beyond its own bytes: the row's tuple, a header for each cell, the key's place.
 _ROW_BYTES, _CELL_BYTES = 300, 40
 
 _ROWS = frozenset({pgoutput.Insert, pgoutput.PartialInsert, pgoutput.Update, pgoutput.PartialUpdate, pgoutput.Delete})
-_Sink = tuple[Intake, Segment, int]
+_Sink = tuple["Intake | _Keeper", Segment, int]
 Resolve = Callable[[pgoutput.Relation], "Intake | None"]
 
 
@@ -44,6 +46,10 @@ class Collector:
         self._skips = False
         self.changes = Changes()
         self.stale: set[str] = set()
+        self.windows: dict[str, Window] = {}
+        self._keepers: dict[int, _Keeper] = {}
+        self._described: dict[int, pgoutput.Relation] = {}
+        self._unfit: dict[int, str] = {}
 
     @property
     def in_transaction(self) -> bool:
@@ -72,6 +78,8 @@ class Collector:
         if self._begin is not None:
             raise _out_of_order("a transaction begins inside another one")
         self._begin = begin
+        for window in self.windows.values():
+            window.begin = begin
         # A position is the end of a commit record, or of something else; a commit that begins before it ended there.
         self._skips = begin.final_lsn < self._position
         if not self._skips:
@@ -97,7 +105,12 @@ class Collector:
             raise _out_of_order("a transaction is rolled back after its commit")
 
     def _learn(self, relation: pgoutput.Relation) -> None:
+        self._described[relation.oid] = relation
+        self._unfit.pop(relation.oid, None)
         self._intakes[relation.oid] = self._resolve(relation)
+        keeper = self._keepers.get(relation.oid)
+        if keeper is not None:
+            keeper.window.keep(relation)
         self._row_bytes[relation.oid] = _ROW_BYTES + _CELL_BYTES * len(relation.columns)
         self._sinks.clear()
 
@@ -131,6 +144,11 @@ class Collector:
             intake = self._intakes[relation]
         except KeyError:
             raise _out_of_order("a row of a table that was not described") from None
+        keeper = self._keepers.get(relation)
+        if keeper is not None and not self._skips:
+            return keeper, keeper.segment, self._row_bytes[relation]
+        if relation in self._unfit and not self._skips:
+            self.discard(self._unfit[relation])
         if intake is None or self._skips or self._has(intake.layout.table, begin):
             return None
         return intake, self._segment(intake), self._row_bytes[relation]
@@ -147,6 +165,9 @@ class Collector:
         if self._begin is None:
             raise _out_of_order("a table is emptied outside of a transaction")
         for oid in message.relations:
+            keeper = self._keepers.get(oid)
+            if keeper is not None and not self._skips:
+                keeper.window.keep(Emptied(oid))
             intake = self._intakes.get(oid)
             if intake is None or self._skips or self._has(intake.layout.table, self._begin):
                 continue
@@ -170,9 +191,66 @@ class Collector:
         """Take nothing more of a table: it is to be read again, later than this."""
         self.stale.add(table)
         self._sinks.clear()
+        window = self.windows.get(table)
+        if window is not None:
+            window.void()
         for oid, intake in self._intakes.items():
             if intake is not None and intake.layout.table == table:
                 self._intakes[oid] = None
+
+    def is_live(self, table: str) -> bool:
+        """Say whether the table's changes are taken as they come."""
+        return table not in self.stale and table not in self.windows
+
+    def keeps(self, relation: int) -> bool:
+        """Say whether a relation's changes are kept in a window."""
+        return relation in self._keepers
+
+    def open_window(self, window: Window) -> None:
+        """Keep a table's changes from now on. Only between transactions: the rest of one alone would be wrong.
+
+        Of the table nothing may be in hand, here or on its way into the target.
+        """
+        if self._begin is not None:
+            raise _out_of_order("a window opens inside a transaction")
+        self.close_window(window.table)
+        window.described = {oid: self._described[oid] for oid in window.oids if oid in self._described}
+        self.windows[window.table] = window
+        self._keepers |= {oid: _Keeper(window) for oid in window.oids}
+        self._sinks.clear()
+
+    def close_window(self, table: str) -> None:
+        """Keep nothing more of a table's changes."""
+        window = self.windows.pop(table, None)
+        if window is not None:
+            for oid in window.oids:
+                del self._keepers[oid]
+            self._sinks.clear()
+
+    def adopt(
+        self,
+        window: Window,
+        make_intake: Callable[[pgoutput.Relation], Intake | None],
+        is_seen: Callable[[Lsn, int], bool],
+        origin: Origin,
+    ) -> bool:
+        """Make a table live whose rows are in the target, with what its window kept; False: it is to be read again.
+
+        Only between transactions. origin: what the rows have once the changes in hand have landed.
+        """
+        replayed = window.replay(make_intake, is_seen)
+        if replayed is None:
+            return False
+        self.close_window(window.table)
+        if replayed.segment is not None:
+            self.changes.segments[window.table] = [replayed.segment]
+        self.stale.discard(window.table)
+        self._origins[window.table] = origin
+        self._intakes |= replayed.intakes
+        # Rows of a shape that does not fit come only after another description: without one they are not understood.
+        self._unfit |= {oid: window.table for oid, intake in replayed.intakes.items() if intake is None}
+        self._sinks.clear()
+        return True
 
     def forget_visible(self, oldest_xid: int) -> None:
         """Take note that all transactions older than this one are visible: a listener runs for months."""
@@ -186,6 +264,26 @@ class Collector:
             changes.is_open = True
             self.changes.commit_lsn = self._begin.final_lsn
         return changes
+
+
+class _Keeper:
+    """Stands where an intake does for a table whose changes are kept in a window."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.segment = Segment(0, KeyedFold())
+
+    def insert(self, _fold: Fold, message: pgoutput.Insert) -> None:
+        """Keep a new row."""
+        self.window.keep(message)
+
+    def update(self, _fold: Fold, message: pgoutput.Update) -> None:
+        """Keep a new version of a row."""
+        self.window.keep(message)
+
+    def delete(self, _fold: Fold, message: pgoutput.Delete) -> None:
+        """Keep the end of a row."""
+        self.window.keep(message)
 
 
 def _out_of_order(why: str) -> StreamError:

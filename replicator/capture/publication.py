@@ -206,6 +206,11 @@ def plan_publication(
     return changes
 
 
+def has_publication(connection: Connection, name: str) -> bool:
+    """Say whether the publication is there."""
+    return bool(_read(connection, "publication", publication=name))
+
+
 def may_publish(connection: Connection, name: str, oids: Sequence[int]) -> bool:
     """Say whether the role may make the publication, or change the one that is there, for these tables."""
     return any(row["may_publish"] for row in _read(connection, "publish_rights", publication=name, oids=list(oids)))
@@ -217,6 +222,20 @@ def describe_lack(name: str, statements: Sequence[sql.Composed], sqlstate: str |
         f"publication {name} is to be made or changed, and the role may not",
         why="only an owner of the tables may publish them",
         hint="as their owner: " + "; ".join(one.as_string() for one in statements),
+        id="publication_missing",
+        sqlstate=sqlstate,
+    )
+
+
+def describe_lack_on_standby(
+    name: str, statements: Sequence[sql.Composed], sqlstate: str | None = None
+) -> PreflightError:
+    """Return the error of a publication that a standby lacks: it comes from the primary, by replay."""
+    return PreflightError(
+        f"publication {name} is to be made or changed, and the source is a standby",
+        why="a standby has the publications of its primary, once it has replayed them",
+        hint=f"on the primary, as the tables' owner: {'; '.join(one.as_string() for one in statements)}; "
+        "then wait for the standby to replay it",
         id="publication_missing",
         sqlstate=sqlstate,
     )
@@ -268,6 +287,8 @@ def _run(connection: Connection, name: str, statements: Sequence[sql.Composed]) 
                 connection.execute(one)
     except psycopg.errors.InsufficientPrivilege as error:
         raise describe_lack(name, statements, error.sqlstate) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise describe_lack_on_standby(name, statements, error.sqlstate) from error
 
 
 def drop_publication(connection: Connection, name: str) -> bool:

@@ -8,7 +8,8 @@ A watcher session, outside any transaction, observes open transactions and sees 
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -17,10 +18,13 @@ from psycopg import sql
 
 from replicator.batch import DUE_MARK, VERSION, Shape, Totals
 from replicator.capture.copyout import copy_out
-from replicator.db import Connection, connect, translate, translated
+from replicator.capture.source_state import read_slot
+from replicator.db import Connection, connect, pin_transaction, translate, translated
 from replicator.digest import bucket_of, hash_columns, in_buckets, in_pages, in_slots
 from replicator.errors import PassingError, ReplicatorError
+from replicator.hosts import narrow_conninfo, split_hosts
 from replicator.page_range import Pages
+from replicator.pooler import not_pinned, server_pid
 from replicator.position import Lsn, wrap_xid
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import FOREIGN, MATVIEW, Relation
@@ -28,6 +32,7 @@ from replicator.rules import MASK_KEY_SETTING, Mapping, Output, name_output
 from replicator.statement import statement
 from replicator.strategy import XMIN, watermark_type
 
+_OTHER_HOST_S = 2.0
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -43,6 +48,29 @@ class Access:
     def open(self, *, first: bool = False) -> Connection:
         """Open a pinned session on the source."""
         return connect(self.conninfo, side="source", timeout_s=self.connect_timeout_s, first=first)
+
+    def open_at_slot(self, slot: str, *, first: bool = False) -> Connection:
+        """Open a session on the server that has a slot, where the string names several; on any if none has it."""
+        connection, others = self.open(first=first), split_hosts(self.conninfo)
+        if not others or _has_slot(connection, slot):
+            return connection
+        for conninfo in others:
+            with suppress(ReplicatorError):
+                other = connect(conninfo, side="source", timeout_s=_OTHER_HOST_S)
+                if _has_slot(other, slot):
+                    connection.close()
+                    return other
+                other.close()
+        return connection
+
+    def narrow(self, connection: Connection) -> Access:
+        """Return the way to the very server that a session is on: snapshots and slots are a server's own."""
+        return replace(self, conninfo=narrow_conninfo(self.conninfo, connection))
+
+
+def _has_slot(connection: Connection, slot: str) -> bool:
+    with translated("source"):
+        return read_slot(connection, slot) is not None
 
 
 def observe(connection: Connection, own: Sequence[int]) -> Observation:
@@ -61,6 +89,11 @@ def count_prepared(connection: Connection, moment: datetime) -> int:
 def is_standby(connection: Connection) -> bool:
     """Say whether the source is in recovery."""
     return bool(_value(connection, "is_standby"))
+
+
+def count_conflicts(connection: Connection) -> int:
+    """Return how many sessions of the database a standby has ended or cancelled to go on replaying; 0 on a primary."""
+    return int(_value(connection, "recovery_conflicts"))
 
 
 def read_system_identifier(connection: Connection) -> str:
@@ -114,19 +147,22 @@ def take_snapshot(
     exported: a snapshot that exists already, of a replication slot; `list_rewritten` then tells what came too late.
     """
     connection = access.open()
-    pid = connection.info.backend_pid
+    pid = server_pid(connection)
     try:
         connection.execute(BEGIN_READ)
         if exported is not None:
             connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(exported)))
         set_up_read(connection, access)
         failures = _lock(connection, relations)
-        observation = observe(watcher, [pid, watcher.info.backend_pid])
+        observation = observe(watcher, [pid, server_pid(watcher)])
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
     except psycopg.Error as error:
         connection.close()
         raise translate(error, side="source") from error
     assert row is not None
+    if row["pid"] != pid:
+        connection.close()
+        raise not_pinned("source")
     facts = SnapshotFacts(
         exported=row["exported"],
         xmin=int(row["xmin"]),
@@ -148,11 +184,11 @@ def list_rewritten(snapshot: Snapshot, oids: Iterable[int]) -> list[int]:
 
 
 def set_up_read(connection: Connection, access: Access) -> None:
-    """Make a read see all rows or fail, and bound its wait for locks. First in its transaction."""
-    connection.execute("SET LOCAL row_security = off")
-    connection.execute(
-        sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{int(access.lock_timeout_s * 1000)}ms"))
-    )
+    """Make a read see all rows or fail, pin how values are spelled, bound waits for locks. First in its transaction."""
+    own = sql.SQL("; SET LOCAL row_security = off; SET LOCAL lock_timeout = {}")
+    lock_timeout = sql.Literal(f"{int(access.lock_timeout_s * 1000)}ms")
+    # Several statements at once, which cannot be prepared.
+    connection.execute(pin_transaction() + own.format(lock_timeout), prepare=False)
 
 
 def _lock(connection: Connection, relations: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], ReplicatorError]:
@@ -197,7 +233,7 @@ class Reader:
     def __init__(self, snapshot: Snapshot) -> None:
         access, imports = snapshot.access, not snapshot.facts.is_standby
         self.connection = access.open() if imports else snapshot.connection
-        self.pid = self.connection.info.backend_pid
+        self.pid = server_pid(self.connection)
         try:
             if imports:
                 self._import(snapshot)
@@ -312,6 +348,10 @@ class TableReader:
             return self._copy(self._select(shape, due), shape)
         either = sql.SQL("({}) OR ({})").format(due, since_xid(reading))
         return self._copy(self._select(shape, either, due=due), shape)
+
+    def count_rows(self) -> int:
+        """Return how many rows the table has, whatever its columns."""
+        return int(self._rows(self.mapping.select([sql.SQL("count(*) AS rows")]))[0]["rows"])
 
     def sum_rows(self, shape: Shape, *, by_row: bool) -> Totals:
         """Return the totals of the whole table."""

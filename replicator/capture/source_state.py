@@ -19,7 +19,11 @@ STANDBY_SINCE = 160000
 
 @dataclass(frozen=True, slots=True)
 class SlotFacts:
-    """A slot as the source shows it. lag_bytes: of WAL that is not confirmed; safe_wal_bytes: until it is lost."""
+    """A slot as the source shows it.
+
+    lag_bytes: of WAL that is not confirmed; safe_wal_bytes: until it is lost. invalidation: the server's word for why
+    it was lost, if it has one.
+    """
 
     name: str
     active: bool
@@ -30,6 +34,7 @@ class SlotFacts:
     restart: Lsn | None
     safe_wal_bytes: int | None
     lag_bytes: int | None
+    invalidation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,7 @@ def read_slot(connection: Connection, name: str) -> SlotFacts | None:
         row["name"], row["active"], row["wal_status"], row["database"], row["plugin"],
         None if row["confirmed"] is None else Lsn.parse(row["confirmed"]),
         None if row["restart"] is None else Lsn.parse(row["restart"]),
-        row["safe_wal_bytes"], row["lag_bytes"],
+        row["safe_wal_bytes"], row["lag_bytes"], row["invalidation"],
     )  # fmt: skip
 
 
@@ -176,6 +181,20 @@ def read_pair(connection: Connection) -> Pair:
     return Pair(int(row["xid"]), row["clock"], read_end_of_wal(connection))
 
 
+def read_next_xid(connection: Connection) -> int:
+    """Return the transaction id up to which all have begun by now, 64 bits wide."""
+    row = _ask(connection, "xid_bounds")
+    assert row is not None
+    return int(row["next_xid"])
+
+
+def read_oldest_xid(connection: Connection) -> int:
+    """Return the oldest transaction id that is still running, prepared ones included; the next one if none is."""
+    row = _ask(connection, "xid_bounds")
+    assert row is not None
+    return int(row["oldest_xid"])
+
+
 def send_heartbeat(connection: Connection) -> None:
     """Write a message into the WAL, so that the stream of an idle database moves on."""
     _ask(connection, "heartbeat")
@@ -183,7 +202,15 @@ def send_heartbeat(connection: Connection) -> None:
 
 def check_slot(slot: SlotFacts, database: str) -> None:
     """Raise OperatorError for a slot that cannot serve."""
-    if slot.plugin != "pgoutput" or slot.database != database:
+    if slot.plugin == "pgoutput" and slot.database != database:
+        raise OperatorError(
+            f"the replication slot {slot.name} belongs to database {slot.database}",
+            why=f"source.dsn names {database}: a database was renamed, or another pipeline has a slot of this name",
+            hint=f"if {slot.database} is the one that was copied, name it in source.dsn; "
+            "otherwise set listen.slot to another name",
+            id="slot_foreign",
+        )
+    if slot.plugin != "pgoutput":
         raise OperatorError(
             f"the replication slot {slot.name} is somebody else's",
             why=f"it is of plugin {slot.plugin} and database {slot.database}",

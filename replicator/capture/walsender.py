@@ -29,6 +29,7 @@ from psycopg.pq import ConnStatus, ExecStatus
 from replicator.capture.envelope import EPOCH_OFFSET_S, Keepalive, encode_status, read_envelope, read_header
 from replicator.db import Connection, connect, translate, translated
 from replicator.errors import LockHeldError, OperatorError, PassingError, ReplicatorError
+from replicator.pooler import is_pooled, no_stream_through_pooler
 from replicator.position import Lsn
 
 _STANDBY = sql.SQL("select pg_catalog.pg_is_in_recovery() as standby")
@@ -36,6 +37,7 @@ _PATIENCE = sql.SQL("select setting from pg_catalog.pg_settings where name = 'wa
 _UNSET = Lsn(0)
 _NO_ENCODING = "SQL_ASCII"
 _IN_USE, _TAKEN, _UNDEFINED, _NO_FREE_SLOT = "55006", "42710", "42704", "53400"
+_MAKES_SLOT = "ReplicationSlotCreate"
 _MAX_INTERVAL_S = 10.0
 # A server that shuts down asks again after each answer; so an answer that has nothing new waits a little.
 _PAUSE_S = 0.01
@@ -94,8 +96,15 @@ class WalSender:
 
     @classmethod
     def open(cls, conninfo: str, *, timeout_s: float = 10.0, silence_s: float = 60.0) -> Self:
-        """Connect with a pinned session. Raises PassingError or OperatorError as `db.connect` does."""
+        """Connect with a pinned session. Raises our errors as `db.connect` does, and where a pooler is in between."""
         connection = connect(conninfo, side="source", timeout_s=timeout_s, replication=True)
+        if is_pooled(connection):
+            try:
+                # A pooler that ignores the parameter `replication` leads to a server that knows no such command.
+                connection.execute("IDENTIFY_SYSTEM")
+            except psycopg.Error as error:
+                connection.close()
+                raise no_stream_through_pooler() from error
         return cls(connection, silence_s=silence_s)
 
     def __enter__(self) -> Self:
@@ -493,10 +502,10 @@ def _explain(error: psycopg.Error, slot: str) -> ReplicatorError:
             id="slot_active",
             sqlstate=error.sqlstate,
         )
-    if error.sqlstate == _NO_FREE_SLOT:
+    if error.sqlstate == _NO_FREE_SLOT and error.diag.source_function == _MAKES_SLOT:
         return OperatorError(
             "the source has no free replication slot",
-            why=f"SQLSTATE {error.sqlstate}: max_replication_slots or max_wal_senders is reached",
+            why=f"SQLSTATE {error.sqlstate}: max_replication_slots is reached",
             hint="drop a slot that nobody needs (select * from pg_replication_slots), or raise the setting",
             id="no_free_slot",
             sqlstate=error.sqlstate,

@@ -63,7 +63,7 @@ class _Check:
         self.findings += check_choices(self.settings)
         access = self._open_access()
         with ExitStack() as stack:
-            source = self._open(stack, "source", lambda: access.open(first=True))
+            source = self._open(stack, "source", lambda: access.open_at_slot(self.settings.slot_name, first=True))
             conninfo = stack.enter_context(open_target(self.settings))
             target = self._open(
                 stack,
@@ -89,13 +89,12 @@ class _Check:
             with translated(side):
                 forbid_writing(connection)
                 facts = read_server_facts(connection)
-                found = list(check_server(connection, facts, side, open_session))
+                found = list(check_server(connection, facts, side))
         except ReplicatorError as error:
             self.findings.append(find_connect_error(error, side))
             return None
         self.findings += found
-        # Sessions that share a server could wait for each other for ever.
-        return None if any(finding.id == "session_not_pinned" for finding in found) else connection
+        return connection
 
     def _check_tables(self, access: Access, source: Connection, target: Connection) -> None:
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from replicator.cli.output import print_json, print_table
+from replicator.cli.output import print_error, print_json, print_table
 from replicator.cli.session import alarm_beside, open_run, open_settings
 from replicator.cli.sync import stop_on_signal
-from replicator.errors import EXIT_OK, UsageError
+from replicator.errors import EXIT_OK, OperatorError, UsageError
 from replicator.position import Lsn
 from replicator.stream.listener import Listener
 from replicator.stream.session import ListenResult
@@ -37,8 +37,11 @@ def run_listen(
             jobs=default_jobs(),
             stop=stop,
         )
-        _print_result(listener.run(), as_json=as_json)
-    return EXIT_OK
+        result = listener.run()
+        _print_result(result, as_json=as_json)
+        for table, parked in result.parked.items():
+            print_error(OperatorError(f"{table} is parked: {parked.message}", hint=parked.hint, id=parked.id))
+    return result.exit_code if listener.is_bounded else EXIT_OK
 
 
 def _read_lsn(text: str) -> Lsn:
@@ -61,6 +64,10 @@ def _print_result(result: ListenResult, *, as_json: bool) -> None:
                 "position": position,
                 "transactions": result.transactions,
                 "tables": [{"table": table, "changes": rows} for table, rows in sorted(result.rows.items())],
+                "parked": [
+                    {"table": p.table, "since": p.since, "lsn": p.lsn, "id": p.id, "message": p.message, "hint": p.hint}
+                    for p in result.parked.values()
+                ],
             }
         )
         return

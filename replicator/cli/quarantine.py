@@ -20,14 +20,18 @@ def list_rows(config: Path | None, *, as_json: bool) -> int:
     """Print the rows that wait, and the one that the listener cannot get past."""
     rows, refused = _read(open_settings(config))
     if as_json:
-        print_json({"rows": rows, "stopped_at": refused})
+        print_json(_document(rows, refused))
         return EXIT_OK
     columns = ("id", "table", "key", "error", "since", "changes")
     print_table(columns, [_row(row) for row in rows], right=("changes",))
-    if refused is not None:
-        key = "" if refused["key"] is None else f", key {', '.join(map(str, refused['key']))}"
-        print(as_text(f"the listener stopped at a row of {refused['table_name']}{key}: replicator quarantine show"))
+    for one in refused:
+        key = "" if one["key"] is None else f", key {', '.join(map(str, one['key']))}"
+        print(as_text(f"the listener stopped at a row of {one['table_name']}{key}: replicator quarantine show"))
     return EXIT_OK
+
+
+def _document(rows: list[Row], refused: list[Row]) -> dict[str, Any]:
+    return {"rows": rows, "stopped_at": refused[0] if refused else None, "stopped": refused}
 
 
 def show_row(config: Path | None, number: int | None, *, as_json: bool) -> int:
@@ -35,10 +39,11 @@ def show_row(config: Path | None, number: int | None, *, as_json: bool) -> int:
     rows, refused = _read(open_settings(config))
     chosen = [] if number is None else _choose(rows, [number])
     if as_json:
-        print_json({"rows": chosen, "stopped_at": refused})
-    elif chosen or refused is not None:
-        print_table(("what", "is"), list((chosen[0] if chosen else refused or {}).items()))
-    else:
+        print_json(_document(chosen, refused))
+        return EXIT_OK
+    for row in chosen or refused:
+        print_table(("what", "is"), list(row.items()))
+    if not chosen and not refused:
         print("the listener stopped at no refused row; replicator quarantine list shows those that wait")
     return EXIT_OK
 
@@ -84,11 +89,11 @@ def discard(config: Path | None, ids: Sequence[int], *, yes: bool, as_json: bool
     return EXIT_OK
 
 
-def _read(settings: Settings) -> tuple[list[Row], Row | None]:
-    """Return the rows that wait, and the change that the listener cannot get past."""
+def _read(settings: Settings) -> tuple[list[Row], list[Row]]:
+    """Return the rows that wait, and the changes that the listener cannot get past."""
     with open_control(settings) as control:
         if not control.exists() or control.list_pending():
-            return [], None
+            return [], []
         streams = StreamControl(control.connection, control.schema, control.pipeline)
         return streams.read_quarantine(), streams.read_refused()
 

@@ -38,7 +38,7 @@ def watch_slot(settings: Settings) -> tuple[SlotFacts, float | None] | None:
     None for the second where the source sets no limit, or nothing is written.
     """
     access = open_access(settings)
-    with closing(access.open(first=True)) as connection, translated("source"):
+    with closing(access.open_at_slot(settings.slot_name, first=True)) as connection, translated("source"):
         slot = read_slot(connection, settings.slot_name)
         if slot is None or slot.safe_wal_bytes is None:
             return None if slot is None else (slot, None)
@@ -76,7 +76,7 @@ def drop_slots(config: Path | None, *, yes: bool, as_json: bool) -> int:
             hint="replicator slot drop --yes",
         )
     access = open_access(settings)
-    with open_control(settings) as control, closing(access.open(first=True)) as source:
+    with open_control(settings) as control, closing(access.open_at_slot(settings.slot_name, first=True)) as source:
         with translated("target"):
             control.migrate()
             control.take_lock("listener", settings.lock_wait.total_seconds())

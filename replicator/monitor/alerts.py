@@ -199,7 +199,10 @@ class Alarm:
         listener = ListenerSight(streams.is_listening(), state.position is not None, state.fresh_at)
         name = self._settings.slot_name
         try:
-            with closing(open_access(self._settings).open(first=True)) as connection, translated("source"):
+            with (
+                closing(open_access(self._settings).open_at_slot(self._settings.slot_name, first=True)) as connection,
+                translated("source"),
+            ):
                 slot = read_slot(connection, name)
         except ReplicatorError as error:
             return listener, None, error.message

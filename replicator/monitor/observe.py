@@ -51,7 +51,10 @@ def read_slot_figures(settings: Settings, control: Control) -> SlotFigures | Non
     if state is None or state.slot_name is None:
         return None
     try:
-        with closing(open_access(settings).open(first=True)) as connection, translated("source"):
+        with (
+            closing(open_access(settings).open_at_slot(settings.slot_name, first=True)) as connection,
+            translated("source"),
+        ):
             slot = read_slot(connection, settings.slot_name)
     except ReplicatorError:
         return None

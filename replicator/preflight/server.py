@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from psycopg import sql
 
@@ -13,6 +13,7 @@ from replicator.apply.target import take_replica_role
 from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ReplicatorError
+from replicator.pooler import is_pooled
 from replicator.preflight.finding import Finding, find_error
 from replicator.statement import statement
 
@@ -23,7 +24,7 @@ _VERIFIED = "verify-full"
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a server says of itself. version_number: as in 150004. pid: of the process that answered."""
+    """What a server says of itself. version_number: as in 150004."""
 
     version_number: int
     version: str
@@ -31,7 +32,6 @@ class ServerFacts:
     database: str
     encoding: str
     is_standby: bool
-    pid: int
 
     @property
     def major(self) -> int:
@@ -51,14 +51,12 @@ def find_connect_error(error: ReplicatorError, side: Side) -> Finding:
     return find_error(error, id=f"{side}_reachable" if error.id == "no_connection" else None)
 
 
-def check_server(
-    connection: Connection, facts: ServerFacts, side: Side, reopen: Callable[[], Connection]
-) -> Iterator[Finding]:
-    """Find what the server and the way to it tell. reopen: opens a second session like the first."""
+def check_server(connection: Connection, facts: ServerFacts, side: Side) -> Iterator[Finding]:
+    """Find what the server and the way to it tell."""
     yield check_version(facts, side)
     info = connection.info
     yield from check_encryption(side, info.host, info.hostaddr, read_sslmode(connection))
-    yield from _check_pooler(connection, facts, side, reopen)
+    yield from _find_pooler(connection, side)
     if facts.is_standby and side == "source":
         yield Finding(
             "source_standby",
@@ -115,48 +113,15 @@ def is_local(host: str, address: str) -> bool:
         return False
 
 
-def _check_pooler(
-    connection: Connection, facts: ServerFacts, side: Side, reopen: Callable[[], Connection]
-) -> Iterator[Finding]:
-    """Find a pooler by the process id in its greeting, which is its own invention."""
-    if connection.info.backend_pid == facts.pid:
-        return
-    hint = f"point {side}.dsn at PostgreSQL itself, not at the pooler"
-    if shares_servers(connection, facts.pid, reopen):
-        yield Finding(
-            "session_not_pinned",
-            "error",
-            f"the {side} is reached through a pooler that gives a session's server to others between transactions",
-            f"{hint}; or let it pool by session (pgbouncer: pool_mode = session for this database)",
-        )
-    else:
+def _find_pooler(connection: Connection, side: Side) -> Iterator[Finding]:
+    """Find a pooler; one that does not leave a session its server was refused with the connection."""
+    if is_pooled(connection):
         yield Finding(
             "pooler",
             "warn",
             f"the {side} is reached through a pooler, which can end long reads and idle sessions",
-            hint,
+            f"point {side}.dsn at PostgreSQL itself, not at the pooler",
         )
-
-
-def shares_servers(connection: Connection, pid: int, reopen: Callable[[], Connection]) -> bool:
-    """Say whether two sessions are served by one process, or one session by several: pooling by transaction.
-
-    pid: the process that answered `connection` before. Should the pool hold a single server, the second session gets
-    it at once, and the first is not asked again: it would have to wait.
-    """
-    other = reopen()
-    try:
-        other.execute("BEGIN")
-        theirs = _read_pid(other)
-        return theirs == pid or _read_pid(connection) != pid
-    finally:
-        other.close()
-
-
-def _read_pid(connection: Connection) -> int:
-    row: dict[str, Any] | None = connection.execute(statement("preflight.backend_pid"), {}).fetchone()
-    assert row is not None
-    return int(row["pid"])
 
 
 def check_replica_role(target: Connection, facts: ServerFacts) -> tuple[bool, Finding]:

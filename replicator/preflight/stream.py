@@ -13,51 +13,69 @@ from psycopg import sql
 
 from replicator.apply.control import Control
 from replicator.apply.job import Job
-from replicator.apply.stream_control import StreamControl
+from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.capture.publication import (
     Identity,
     Published,
     check_identity,
     describe_lack,
+    describe_lack_on_standby,
     may_publish,
     plan_publication,
     plan_table,
     read_identities,
     read_published,
 )
-from replicator.capture.source_state import SourceFacts, StreamFacts, read_source, read_stream_facts
-from replicator.config.settings import Settings
+from replicator.capture.slot_loss import LOST, describe_lost, describe_missing
+from replicator.capture.source_state import (
+    SourceFacts,
+    StreamFacts,
+    read_slot,
+    read_source,
+    read_stream_facts,
+    read_timeline,
+)
+from replicator.capture.walsender import WalSender
+from replicator.config.settings import Settings, source_dsn
 from replicator.db import Connection, translated
 from replicator.errors import ReplicatorError
+from replicator.hosts import picks_at_random
+from replicator.pooler import is_pooled
 from replicator.preflight.finding import Finding, find_error
 from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.rules import find_naming_columns, needs_source
 from replicator.stream.table import GENERATED_SINCE, check_key, check_rereads, expect_columns, find_unsent
 from replicator.sync.planning import Plan, TablePlan
+from replicator.sync.preparation import open_access
 
 _SHORTEST_TIMEOUT_MS = 5000
 
 
 def has_listener(settings: Settings, target: Connection) -> bool:
     """Say whether the pipeline has a listener: one that ran, and whose slot was not dropped since."""
+    return _read_listener(settings, target) is not None
+
+
+def _read_listener(settings: Settings, target: Connection) -> ListenerState | None:
     schema, pipeline = settings.target.control_schema, settings.pipeline
     with translated("target"):
         control = Control(target, schema, pipeline)
         if not control.exists() or control.list_pending():
-            return False
+            return None
         state = StreamControl(target, schema, pipeline).read_state()
-    return state is not None and state.slot_name is not None
+    return None if state is None or state.slot_name is None else state
 
 
 def check_stream(settings: Settings, source: Connection, target: Connection, plan: Plan) -> Iterator[Finding]:
     """Find what would stop `listen`, or make it dear."""
-    is_needed = has_listener(settings, target)
+    state = _read_listener(settings, target)
+    is_needed = state is not None
     with translated("source"):
         facts = read_source(source)
         if not facts.may_replicate and not is_needed:
             yield _sum_up(facts)
             return
-        check = _StreamCheck(settings, source, facts, is_needed)
+        check = _StreamCheck(settings, source, facts, state)
         yield from check.find(plan)
     if not check.is_stopped:
         yield Finding("stream", "ok", "`listen` has all that it needs on the source")
@@ -77,22 +95,37 @@ def _sum_up(facts: SourceFacts) -> Finding:
 class _StreamCheck:
     """The source's side of a stream.
 
-    is_needed: a listener has run, so what would stop it is an error. is_stopped: something was found that would.
+    state: of the listener that has run, so that what would stop it is an error; None where none has. is_stopped:
+    something was found that would.
     """
 
     settings: Settings
     source: Connection
     facts: SourceFacts
-    is_needed: bool
+    state: ListenerState | None
     is_stopped: bool = False
+
+    @property
+    def is_needed(self) -> bool:
+        """Say whether the pipeline has a listener."""
+        return self.state is not None
 
     def find(self, plan: Plan) -> Iterator[Finding]:
         """Find what the server tells, then what the tables tell."""
         for error in self.facts.gaps:
             yield self._stop(error)
+        yield from self._try_pooler()
+        yield from self._check_slot()
+        if picks_at_random(self.source, source_dsn(self.settings)):
+            yield Finding(
+                "several_hosts",
+                "warn",
+                "source.dsn leads to one of several servers at random: a slot, and so the stream, is on one of them",
+                "add target_session_attrs=read-write to source.dsn, or name the server that has the slot alone",
+            )
         room = read_stream_facts(self.source, self.settings.slot_name)
         for finding in check_room(room):
-            yield self._weigh(finding)
+            yield self._weigh(finding, is_certain=True)
         followed = []
         for table in plan.tables:
             if table.job is None:
@@ -108,16 +141,44 @@ class _StreamCheck:
                 followed.append(table)
         yield from self._check_tables(followed)
 
-    def _stop(self, error: ReplicatorError, table: str | None = None) -> Finding:
-        """Return the finding of what would stop the listener."""
-        return self._weigh(find_error(error, table=table))
+    def _check_slot(self) -> Iterator[Finding]:
+        """Find a slot that cannot go on where the target stands."""
+        state = self.state
+        if state is None or state.position is None:
+            return
+        name = self.settings.slot_name
+        slot = read_slot(self.source, name)
+        if slot is None:
+            timelines = (state.timeline, read_timeline(self.source))
+            yield self._stop(
+                describe_missing(name, known_as=state.slot_name, timelines=timelines, is_standby=self.facts.is_standby)
+            )
+        elif slot.wal_status == LOST:
+            yield self._stop(describe_lost(slot))
 
-    def _weigh(self, finding: Finding) -> Finding:
-        """Take note of an error, and make it a warning where no listener has run."""
+    def _try_pooler(self) -> Iterator[Finding]:
+        """Find whether a pooler in between passes a replication connection on: most do not."""
+        if not is_pooled(self.source):
+            return
+        access = open_access(self.settings)
+        try:
+            WalSender.open(access.conninfo, timeout_s=access.connect_timeout_s).close()
+        except ReplicatorError as error:
+            yield self._stop(error)
+
+    def _stop(self, error: ReplicatorError, table: str | None = None, *, is_certain: bool = False) -> Finding:
+        """Return the finding of what would stop the listener."""
+        return self._weigh(find_error(error, table=table), is_certain=is_certain)
+
+    def _weigh(self, finding: Finding, *, is_certain: bool = False) -> Finding:
+        """Take note of an error, and make it a warning where no listener has run.
+
+        is_certain: a source that is made for a stream otherwise could not give it, and no table's owner can help.
+        """
         if finding.severity != "error":
             return finding
         self.is_stopped = True
-        if self.is_needed:
+        if self.is_needed or (is_certain and not self.facts.gaps):
             return finding
         return replace(finding, severity="warn", message=f"{finding.message} (only needed for `listen`)")
 
@@ -140,7 +201,9 @@ class _StreamCheck:
         except ReplicatorError as error:
             yield self._stop(error)
             return
-        if changes and may_publish(self.source, name, oids):
+        if changes and self.facts.is_standby:
+            yield self._stop(describe_lack_on_standby(name, changes), is_certain=True)
+        elif changes and may_publish(self.source, name, oids):
             statements = "; ".join(one.as_string() for one in changes)
             yield Finding("publication", "ok", f"`listen` will make or change publication {name}: {statements}")
         elif changes:

@@ -8,9 +8,13 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
+import psycopg
+
+from replicator.apply.stream_control import StreamControl
 from replicator.config.settings import Settings
+from replicator.errors import ReplicatorError
 from replicator.proof.judgement import Look
 from replicator.proof.streamed_repair import repair_streamed
 from replicator.proof.verify import VerifyPipeline, list_streamed
@@ -54,4 +58,15 @@ def resync(
         if not pulled:
             return result
     with ExitStack() as stack:
-        return Pipeline(run, stack, ExchangeRound).execute(pulled, triggered_by)
+        result = Pipeline(run, stack, ExchangeRound).execute(pulled, triggered_by)
+    _call_listener(run, result)
+    return result
+
+
+def _call_listener(run: Run, result: RunResult) -> None:
+    """Ask the listener to take in at once what it had parked."""
+    landed = [row["table_name"] for row in result.rows if row["status"] == "success"]
+    with suppress(ReplicatorError, psycopg.Error), run.open_control() as control:
+        streams = StreamControl(control.connection, control.schema, control.pipeline)
+        for table in landed:
+            streams.request_parked(table)

@@ -281,7 +281,7 @@ class VerifyRound(Round):
         """Put every job in a group of its own, the biggest first; nothing of the target is touched."""
         self.bytes_there = sum(job.mapping.relation.heap_bytes for job in jobs)
         self.bytes_read: dict[str, int] = {}
-        self.queue.extend([job] for job in sorted(jobs, key=lambda job: -job.mapping.relation.heap_bytes))
+        self.queue.extend([job] for job in sorted(jobs, key=lambda job: self._rank([job])))
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:
         run, (job,) = self.run, group

@@ -63,7 +63,10 @@ class Service:
 
     def _is_slot_active(self) -> bool:
         try:
-            with closing(open_access(self.settings).open(first=True)) as connection, translated("source"):
+            with (
+                closing(open_access(self.settings).open_at_slot(self.settings.slot_name, first=True)) as connection,
+                translated("source"),
+            ):
                 slot = read_slot(connection, self.settings.slot_name)
         except ReplicatorError:
             return False
@@ -82,7 +85,10 @@ class Service:
             return None
         unknown = {"name": self.settings.slot_name, **dict.fromkeys(_UNKNOWN)}
         try:
-            with closing(open_access(self.settings).open(first=True)) as connection, translated("source"):
+            with (
+                closing(open_access(self.settings).open_at_slot(self.settings.slot_name, first=True)) as connection,
+                translated("source"),
+            ):
                 slot = read_slot(connection, self.settings.slot_name)
         except ReplicatorError as error:
             return unknown | {"wal_status": f"unknown: {error.what}"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import psycopg
 
@@ -16,17 +17,22 @@ from replicator.capture.intake import Intake
 from replicator.capture.lookup import Delivered, Lookup
 from replicator.capture.pgoutput import Relation as RelationMessage
 from replicator.capture.raw_intake import CONVERSION_STATES, find_codec, recode_relation
+from replicator.capture.signature import read_signatures
 from replicator.capture.source_state import read_end_of_wal
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes, KeyText
 from replicator.db import Connection, closing, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError
-from replicator.position import Lsn
+from replicator.position import Lsn, Origin
+from replicator.relation import PARTITIONED, TABLE
 from replicator.stream.definition import define, is_redefined
-from replicator.stream.loop import LoadingThread, Search, Stream, Until, Watch, narrow
+from replicator.stream.join import TableJoiner
+from replicator.stream.join_board import JoinBoard, LoadedTable
+from replicator.stream.loop import Changed, LoadingThread, Search, Stream, Until, Watch, narrow
 from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
-from replicator.stream.table import VERSION, Newcomers, spell_key
+from replicator.stream.table import VERSION, Newcomers, StreamedTable, spell_keys, streams_binary
+from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import prepare_jobs
 
 _RAW_TRANSACTIONS = 1000
@@ -53,6 +59,7 @@ class StreamFollower:
         self.settings, self.access, self.log, self.stop = session.settings, session.access, session.log, session.stop
         self.control, self.streams, self.watcher = session.control, session.streams, session.watcher
         self.tables = started.tables
+        self.signatures = started.signatures
 
     def follow(self) -> Outcome:
         """Follow the stream; say whether it is to begin anew. Raises what ended it."""
@@ -62,24 +69,13 @@ class StreamFollower:
         lookup = Lookup(self.access, delivered, self.stop)
         self.session.stack.callback(lookup.close)
         loader = self._open_loader(lookup)
-        by_oid = self._index_members()
-        newcomers = Newcomers(self.tables)
-
-        def resolve(message: RelationMessage) -> Intake | None:
-            if self.raw_encoding is not None:
-                message = recode_relation(message, find_codec(self.raw_encoding) or "utf-8")
-            table = by_oid.get(message.oid)
-            root = newcomers.find_root(message, is_known=table is not None)
-            if root is not None and not collector.passes_over(root):
-                collector.discard(root)
-            if table is None:
-                return None
-            intake = self.tables[table].make_intake(message, encoding=self.raw_encoding)
-            if intake is None and not collector.passes_over(table):
-                collector.discard(table)
-            return intake
-
-        collector = Collector(resolve, position, self.started.origins, delivered)
+        self.by_oid = self._index_members()
+        self.newcomers = Newcomers(self.tables)
+        self.collector = Collector(self._resolve, position, self.started.origins, delivered)
+        board = JoinBoard()
+        self.joiner = None
+        if self.search is None:
+            self.joiner = TableJoiner(self.session, board, self.started, delivered, binary=self._streams_binary())
         watch = Watch(
             self.session.stack.enter_context(closing(self.access.open())),
             self.settings.slot_name,
@@ -88,23 +84,28 @@ class StreamFollower:
             self.log,
         )
         with self._start_stream(position) as sender:
-            loading = LoadingThread(loader, sender, position, self._tell)
+            loading = LoadingThread(loader, sender, position, self._tell, board.note_landed)
             stream = Stream(
                 sender,
-                collector,
+                self.collector,
                 loading,
                 watch,
                 cap_bytes=self.settings.listen.batch_bytes // 2,
                 until=self.until,
                 search=self.search,
                 stop=self.stop,
+                joiner=self.joiner,
+                board=board,
+                admit=partial(self._admit, loader, lookup),
             )
             loading.start()
             watch.start()
+            if self.joiner is not None:
+                self.joiner.start()
             try:
                 stream.run()
             except OperatorError as error:
-                if error.table is not None and error.table in self._look_for_changes():
+                if error.table is not None and error.table in self._look_for_changes().redefined:
                     # The target refused what a changed definition explains: a new enum label, a wider type.
                     self._mark_stale(error.table)
                     return Outcome.AGAIN
@@ -116,6 +117,8 @@ class StreamFollower:
                     return Outcome.AGAIN
                 raise
             finally:
+                if self.joiner is not None:
+                    self.joiner.finish()
                 watch.finish()
                 loading.finish()
                 if loading.error is None:
@@ -126,7 +129,45 @@ class StreamFollower:
                 self.session.result.position = loading.position
             if loading.error is not None:
                 raise loading.error
-        return self._conclude(bool(loading.landed_stale))
+        return self._conclude(has_more=board.needs_restart or self.joiner is None)
+
+    def _resolve(self, message: RelationMessage) -> Intake | None:
+        """Return the intake of a relation that is described; None when its changes are not taken as they come."""
+        if self.raw_encoding is not None:
+            message = recode_relation(message, find_codec(self.raw_encoding) or "utf-8")
+        collector = self.collector
+        table = self.by_oid.get(message.oid)
+        is_known = table is not None or collector.keeps(message.oid)
+        root = self.newcomers.find_root(message, is_known=is_known)
+        if root is not None and not (collector.is_live(root) and collector.passes_over(root)):
+            collector.discard(root)
+        if table is None or not collector.is_live(table):
+            return None
+        intake = self.tables[table].make_intake(message, encoding=self.raw_encoding)
+        if intake is None and not collector.passes_over(table):
+            collector.discard(table)
+        return intake
+
+    def _admit(self, loader: StreamLoader, lookup: Lookup, loaded: LoadedTable, received: Lsn) -> bool:
+        """Make a loaded table live with the batch in hand; False: it is to be read again.
+
+        received: all before it is in hand or in the target.
+        """
+        streamed, collector = loaded.streamed, self.collector
+        if not collector.adopt(loaded.window, streamed.make_intake, loaded.has, Origin(received)):
+            return False
+        job, version = streamed.job, streamed.layout.version
+        loader.introduce(job, version, streamed.fitted)
+        loader.follow_sequences(loaded.table, streamed.sequences)
+        lookup.introduce(loaded.table, version, job.mapping, streamed.shape, loaded.spellings)
+        self.tables[loaded.table] = streamed
+        self.started.definitions[loaded.table] = loaded.definition
+        self.by_oid |= dict.fromkeys(loaded.window.oids, loaded.table)
+        self.newcomers.expect(loaded.table, job.mapping.relation)
+        collector.changes.joined[loaded.table] = loaded.definition
+        if collector.changes.position is None:
+            collector.changes.position = received
+        return True
 
     @property
     def raw_encoding(self) -> str | None:
@@ -165,17 +206,18 @@ class StreamFollower:
             self.streams.save_refused(error.table or "-", key, failed.commit_lsn, located)
         raise located from error
 
-    def _conclude(self, has_stale: bool) -> Outcome:
-        has_searched, self.search = self.search is not None, None
+    def _conclude(self, *, has_more: bool) -> Outcome:
+        """Say how the session ended. has_more: it ended for the next one to go on."""
+        self.search = None
         if self.stop.is_set():
             return Outcome.DONE
-        if has_stale or has_searched:
+        if has_more:
             return Outcome.AGAIN
         # A bounded stream has reached its end; what changed without a message is made up for now.
-        for table in self._look_for_changes():
+        found = self._look_for_changes()
+        for table in found.redefined:
             self._mark_stale(table)
-            has_stale = True
-        return Outcome.AGAIN if has_stale else Outcome.DONE
+        return Outcome.AGAIN if found.redefined or found.new else Outcome.DONE
 
     def _mark_stale(self, table: str) -> None:
         with translated("target"):
@@ -218,7 +260,9 @@ class StreamFollower:
             wait_ms = max(1, int(wait_s * 1000))
             connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{wait_ms}ms"])
             # A batch is staged in temporary tables: with PostgreSQL's 8 MB most of it would go through files.
-            connection.execute("SET temp_buffers = '64MB'")
+            # A server that a pooler hands on has had some already, and keeps what it has.
+            with suppress(psycopg.errors.InvalidParameterValue):
+                connection.execute("SET temp_buffers = '64MB'")
             # What changes was in use just now, and is looked up in memory or on flash. With PostgreSQL's 4, meant for
             # turning disks, a large batch would read a whole table in order, each time.
             connection.execute("SET random_page_cost = 1.1")
@@ -232,12 +276,12 @@ class StreamFollower:
             digest=self.started.digest,
             binary=self._streams_binary(),
         )
+        with translated("source"):
+            spellings = spell_keys(self.watcher, [table.job for table in self.tables.values()])
         for name, table in self.tables.items():
-            loader.introduce(table.job, VERSION)
+            loader.introduce(table.job, VERSION, table.fitted)
             loader.follow_sequences(name, table.sequences)
-            with translated("source"):
-                spellings = spell_key(self.watcher, table.job)
-            lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings)
+            lookup.introduce(name, VERSION, table.job.mapping, table.shape, spellings[name])
         # What a killed listener had left to its end.
         loader.move_sequences()
         return loader
@@ -245,15 +289,10 @@ class StreamFollower:
     def _streams_binary(self) -> bool:
         """Say whether every table can take its cells in binary: one stream has one format.
 
-        Rules need a cell's text, and so does the key of a row in quarantine, or of one that is sought.
+        The key of a row that is sought is needed as text.
         """
-        return self.search is None and all(
-            table.shape.binary
-            and not table.layout.rules
-            and not table.layout.from_source
-            and table.job.settings.on_row_error != "quarantine"
-            for table in self.tables.values()
-        )
+        is_free = self.search is None and not self.session.memory.needs_text
+        return is_free and all(map(streams_binary, self.tables.values()))
 
     def _index_members(self) -> dict[int, str]:
         """Return the table of every relation that the stream may speak of."""
@@ -263,23 +302,42 @@ class StreamFollower:
             for oid in (table.job.mapping.relation.oid, *(m.oid for m in table.job.mapping.relation.members))
         }
 
-    def _find_changed(self, connection: Connection) -> set[str]:
-        """Return the tables whose definition is not the one that was copied, and those that a resync asks for."""
-        chosen = [table.chosen for table in self.tables.values()]
-        records = {name: table.job.record for name, table in self.tables.items()}
-        jobs = prepare_jobs(connection, chosen, records, mask_key=self.access.mask_key, lenient=True)
-        memberships = self.session.read_memberships(connection, jobs)
+    def _find_changed(self, connection: Connection) -> Changed:
+        """Return the tables whose definition is not the one that was copied, those that a resync asks for, new ones.
+
+        Looked into are only tables of which the catalog's rows were written anew since the last look.
+        """
         with translated("target"):
-            asked_for = {name for name, table in self.streams.read_tables().items() if table.is_stale}
+            known = self.streams.read_tables()
+            parked = self.streams.read_parked().keys()
+        inventory = take_inventory(connection, self.settings)
+        chosen = {one.table: one for one in inventory.tables if one.kind in (TABLE, PARTITIONED)}
+        live = {name: table for name, table in dict(self.tables).items() if not self._is_joining(name)}
+        redefined = {name for name in live if name not in chosen or (name in known and known[name].is_stale)}
+        redefined |= self._find_redefined(connection, {name: live[name] for name in live.keys() - redefined})
+        new = chosen.keys() - live.keys() - parked - self.session.memory.skipped
+        return Changed(frozenset(redefined), frozenset(name for name in new if not self._is_joining(name)))
+
+    def _find_redefined(self, connection: Connection, live: Mapping[str, StreamedTable]) -> set[str]:
+        by_oid = {table.job.mapping.relation.oid: name for name, table in live.items()}
+        signatures = read_signatures(connection, self.settings.publication_name, list(by_oid))
+        touched = {by_oid[oid] for oid in signatures.find_changed(self.signatures) if oid in by_oid}
+        records = {name: live[name].job.record for name in touched}
+        looked_into = [live[name].chosen for name in sorted(touched)]
+        jobs = prepare_jobs(connection, looked_into, records, mask_key=self.access.mask_key, lenient=True)
+        memberships = self.session.read_memberships(connection, jobs)
+        self.signatures = signatures
         return {
-            table.table
-            for table in chosen
-            if table.table not in jobs
-            or table.table in asked_for
-            or is_redefined(self.started.definitions[table.table], define(jobs[table.table], memberships))
+            name
+            for name in touched
+            if name not in jobs or is_redefined(self.started.definitions[name], define(jobs[name], memberships))
         }
 
-    def _look_for_changes(self) -> set[str]:
+    def _is_joining(self, table: str) -> bool:
+        is_waiting = self.joiner is not None and self.joiner.is_joining(table)
+        return is_waiting or not self.collector.is_live(table)
+
+    def _look_for_changes(self) -> Changed:
         with translated("source"):
             return self._find_changed(self.watcher)
 

@@ -19,12 +19,14 @@ from replicator.capture.source_state import check_source, read_end_of_wal
 from replicator.config.settings import Settings
 from replicator.db import Connection, closing, connect, translated
 from replicator.errors import LockHeldError, OperatorError, PassingError, PreflightError, ReplicatorError
-from replicator.patience import Patience
+from replicator.patience import DAEMON, FAILOVER, Patience, waiting_out
 from replicator.position import Lsn
+from replicator.stream.candidate import is_of_one_table, tie_refused
 from replicator.stream.follower import StreamFollower
 from replicator.stream.loop import Search, Until
-from replicator.stream.session import ListenResult, ListenSession, Outcome
+from replicator.stream.session import ListenResult, ListenSession, Memory, Outcome
 from replicator.stream.start import StreamStart
+from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import open_access
 from replicator.telemetry.log import get_logger
 
@@ -56,10 +58,12 @@ class Listener:
         self.log = get_logger().bind(run_id=str(self.result.execution_id))
         self.is_bounded = until_caught_up or until_lsn is not None
         self.patience = Patience(self.stop, self.log, limit_s=None if self.is_bounded else math.inf)
-        self.is_connected = False
+        self.is_connected = self.has_run = False
         self.has_lost_publication = False
         self.has_lock = False
+        self.session: ListenSession | None = None
         self.search: Search | None = None
+        self.memory = Memory()
 
     def run(self) -> ListenResult:
         """Listen. Raises what only an operator can fix; passing errors are borne, for ever unless bounded."""
@@ -86,29 +90,40 @@ class Listener:
     def _run_session(self) -> Outcome:
         with ExitStack() as stack:
             try:
-                return self._listen(stack)
+                with waiting_out(self._passes_now):
+                    return self._listen(stack)
             except OperatorError as error:
                 if self.repair_gap and is_publication_lost(error) and not self.has_lost_publication:
                     # The WAL holds changes of a time without the publication: no stream passes by those.
                     self.has_lost_publication = True
                     return Outcome.AGAIN
+                if self._park(error):
+                    return Outcome.AGAIN
                 self._record_failure(error)
                 raise
 
+    @property
+    def _passes_now(self) -> frozenset[str]:
+        """Return the ids of what is waited out by now: nothing ahead of the first stream."""
+        if not self.has_run:
+            return frozenset()
+        return FAILOVER if self.is_bounded else DAEMON
+
     def _listen(self, stack: ExitStack) -> Outcome:
         """Connect, find out where the stream stands, make up for what is missing, follow it."""
-        first, self.has_lock = not self.is_connected, False
+        first, self.has_lock, self.session = not self.is_connected, False, None
         control, streams, state = self._open_target(stack, first=first)
-        watcher = stack.enter_context(closing(self.access.open(first=first)))
+        watcher = stack.enter_context(closing(self.access.open_at_slot(self.settings.slot_name, first=first)))
         self.is_connected = True
         with translated("source"):
             version = check_source(watcher)
             if self.until_caught_up and self.until.lsn is None:
                 self.until.lsn = read_end_of_wal(watcher)
         session = ListenSession(
-            self.settings, self.access, self.log, self.stop, self.target_conninfo, self.jobs, self.result, stack,
-            control, streams, watcher, version,
+            self.settings, self.access.narrow(watcher), self.log, self.stop, self.target_conninfo, self.jobs,
+            self.result, stack, control, streams, watcher, version, self.is_bounded, self.memory,
         )  # fmt: skip
+        self.session = session
         start = StreamStart(session, repair_gap=self.repair_gap, has_lost_publication=self.has_lost_publication)
         try:
             started = start.start(state)
@@ -116,10 +131,27 @@ class Listener:
             self.has_lost_publication = start.has_lost_publication
         if started is None:
             return Outcome.AGAIN
+        self.has_run = True
         follower = StreamFollower(session, started, self.until, self.patience.renew, self.search)
+        session.has_begun = True
         outcome = follower.follow()
         self.search = follower.search
+        self.result.live = set(follower.tables)
+        with translated("target"):
+            self.result.parked = streams.read_parked()
         return outcome
+
+    def _park(self, error: OperatorError) -> bool:
+        """Leave out the table that an error of the stream is about, with those that foreign keys tie to it."""
+        session = self.session
+        if session is None or not session.parks or not is_of_one_table(error) or not session.has_begun:
+            return False
+        refused: dict[str, ReplicatorError] = {error.table or "-": error}
+        with translated("source"):
+            tie_refused(session, take_inventory(session.watcher, self.settings).tables, refused)
+        session.park(refused)
+        self.search = None
+        return True
 
     def _open_target(self, stack: ExitStack, *, first: bool) -> tuple[Control, StreamControl, ListenerState]:
         connection = self._connect_target(first=first)

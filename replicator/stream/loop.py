@@ -28,6 +28,8 @@ from replicator.changes import Changes
 from replicator.db import Connection, translated
 from replicator.errors import PassingError, ReplicatorError, unexpected
 from replicator.position import Lsn
+from replicator.stream.join import TableJoiner
+from replicator.stream.join_board import JoinBoard, LoadedTable
 
 _TICK_S = 1.0
 _IDLE_SAVE_S = 1.0
@@ -45,9 +47,16 @@ class LoadingThread(threading.Thread):
     error: what ended it; failed: the batch that it ended at.
     """
 
-    def __init__(self, loader: StreamLoader, sender: WalSender, position: Lsn, tell: Callable[[Landed, float], None]):
+    def __init__(
+        self,
+        loader: StreamLoader,
+        sender: WalSender,
+        position: Lsn,
+        tell: Callable[[Landed, float], None],
+        note_joined: Callable[[set[str]], None],
+    ) -> None:
         super().__init__(name="load", daemon=True)
-        self._loader, self._sender, self._tell = loader, sender, tell
+        self._loader, self._sender, self._tell, self._note_joined = loader, sender, tell, note_joined
         self._queue: queue.SimpleQueue[Changes | None] = queue.SimpleQueue()
         self.position = position
         self.is_free = True
@@ -77,6 +86,8 @@ class LoadingThread(threading.Thread):
                     self.position = landed.position
                     self._sender.confirm(landed.position)
                     self.landed_stale |= changes.stale
+                    if changes.joined:
+                        self._note_joined(set(changes.joined))
                     self._tell(landed, time.monotonic() - begun)
                 self.is_free = True
                 self._sender.wake()
@@ -89,11 +100,22 @@ class LoadingThread(threading.Thread):
             self._sender.wake()
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a look at the catalogs found. redefined: tables to be read again; new: tables to be taken in."""
+
+    redefined: frozenset[str] = frozenset()
+    new: frozenset[str] = frozenset()
+
+    def __or__(self, other: Changed) -> Changed:
+        return Changed(self.redefined | other.redefined, self.new | other.new)
+
+
 class Watch(threading.Thread):
     """Looks at the source beside the stream: pairs, heartbeat, the slot's health, definitions that changed.
 
-    find_changed: returns the tables whose definition is not the one they were copied with. error: what ended it: a
-    stream that nobody watches would miss what no message tells.
+    find_changed: returns the tables whose definition is not the one they were copied with, and new ones. error: what
+    ended it: a stream that nobody watches would miss what no message tells.
     """
 
     def __init__(
@@ -101,7 +123,7 @@ class Watch(threading.Thread):
         connection: Connection,
         slot_name: str,
         heartbeat_s: float,
-        find_changed: Callable[[Connection], set[str]],
+        find_changed: Callable[[Connection], Changed],
         log: FilteringBoundLogger,
     ) -> None:
         super().__init__(name="watch", daemon=True)
@@ -110,8 +132,8 @@ class Watch(threading.Thread):
         self._ended = threading.Event()
         self._pairs: deque[Pair] = deque(maxlen=600)
         self._failures = 0
+        self._found: queue.SimpleQueue[Changed] = queue.SimpleQueue()
         self.slot: SlotFacts | None = None
-        self.changed: set[str] = set()
         self.error: ReplicatorError | None = None
 
     def run(self) -> None:
@@ -142,7 +164,7 @@ class Watch(threading.Thread):
         """Look at the definitions; False when the catalog was changing in that moment. Raises what does not pass."""
         try:
             with translated("source"):
-                self.changed |= self._find_changed(self._connection)
+                self._found.put(self._find_changed(self._connection))
         except PassingError:
             self._failures += 1
             if self._connection.closed or self._failures >= _MOST_FAILURES:
@@ -160,6 +182,13 @@ class Watch(threading.Thread):
             self._log.info("heartbeat_unavailable", sqlstate=error.sqlstate)
             return False
         return True
+
+    def take_found(self) -> Changed:
+        """Return what was found since the last call."""
+        found = Changed()
+        while not self._found.empty():
+            found = found | self._found.get()
+        return found
 
     def take_pair(self, position: Lsn) -> Pair | None:
         """Return the newest pair that holds at a position, and forget the older ones."""
@@ -217,7 +246,13 @@ class Stream:
         until: Until,
         search: Search | None,
         stop: threading.Event,
+        joiner: TableJoiner | None,
+        board: JoinBoard,
+        admit: Callable[[LoadedTable, Lsn], bool],
     ) -> None:
+        self.joiner, self.board, self.admit = joiner, board, admit
+        self.received = loading.position
+        self._handed: set[str] = set()
         self.sender, self.collector, self.loading, self.watch = sender, collector, loading, watch
         self.cap_bytes, self.until, self.search, self.stop = cap_bytes, until, search, stop
         # Batches of a search that wait for the loader.
@@ -227,16 +262,16 @@ class Stream:
         self._confirmed_end = loading.position
 
     def run(self) -> None:
-        """Follow the stream until it is stopped, has reached its end or a search's, or a table is to be read again.
+        """Follow the stream until it is stopped, has reached its end or a search's, or has to begin anew.
 
-        Raises what ended the loading thread, the watch, or the connection.
+        Raises what ended the loading thread, the watch, the joiner, or the connection.
         """
         while not (self.stop.is_set() or self._is_done()):
-            error = self.loading.error or self.watch.error
-            if error is not None:
+            error = self.loading.error or self.watch.error or (self.joiner and self.joiner.error)
+            if error:
                 raise error
-            for table in self.watch.changed - self.collector.stale:
-                self.collector.discard(table)
+            self._discard_redefined()
+            self._serve_joiner()
             if self._holds_enough() and not self.loading.is_free:
                 self.sender.hold(_TICK_S)
             elif not self._short:
@@ -246,23 +281,74 @@ class Stream:
         if self.loading.error is not None:
             raise self.loading.error
 
+    def _discard_redefined(self) -> None:
+        found = self.watch.take_found()
+        for table in found.redefined:
+            if self.collector.is_live(table):
+                self.collector.discard(table)
+        if found.new and self.joiner is not None:
+            self.joiner.add(set(found.new))
+
+    def _serve_joiner(self) -> None:
+        """Do what the thread that reads tables beside the stream waits for."""
+        collector, board = self.collector, self.board
+        landed = self.loading.landed_stale - self._handed
+        if landed and self.joiner is not None:
+            self._handed |= landed
+            self.joiner.add(set(landed))
+        if not board.is_busy and not board.has_closed:
+            return
+        for table in board.take_closed():
+            collector.close_window(table)
+        if collector.in_transaction:
+            # A window that opened here would lack the first half of the transaction's changes.
+            return
+        for window in board.list_asked():
+            if self._is_clear_of(window.table):
+                collector.open_window(window)
+                board.note_open(window)
+        for loaded in board.take_offered(self.received):
+            if self.admit(loaded, self.received):
+                self._handed.discard(loaded.table)
+                self.loading.landed_stale.discard(loaded.table)
+            else:
+                board.reject(loaded.table)
+
+    def _is_clear_of(self, table: str) -> bool:
+        """Say whether no change of a table is in hand: a batch with it would wait for the table's own load."""
+        is_landed = table not in self.collector.stale or table in self.loading.landed_stale
+        return is_landed and table not in self.collector.changes.segments
+
+    def _unlanded_stale(self) -> set[str]:
+        return self.collector.stale - self.loading.landed_stale
+
     def _is_done(self) -> bool:
-        if self.loading.landed_stale and self.loading.is_free:
+        if not self.loading.is_free:
+            return False
+        if self.board.needs_restart or (self.search is not None and self.loading.position >= self.search.until):
             return True
-        ends = (self.until.lsn, None if self.search is None else self.search.until)
-        return self.loading.is_free and any(lsn is not None and self.loading.position >= lsn for lsn in ends)
+        if self.until.lsn is None or self.loading.position < self.until.lsn:
+            return False
+        if self.joiner is None:
+            return True
+        is_settled = self.board.is_settled and not self.board.is_busy and self.collector.changes.is_empty
+        return is_settled and self.collector.stale <= self._handed
 
     def _holds_enough(self) -> bool:
         return bool(self._short) or self.collector.changes.held_bytes >= self.cap_bytes
 
     def _receive(self) -> None:
-        busy = self.until.lsn is not None or self.collector.stale
+        busy = self.until.lsn is not None or self.board.is_busy or self._unlanded_stale()
         collector, loading = self.collector, self.loading
         for item in self.sender.receive(_ASK_S if busy else _TICK_S):
             if isinstance(item, Keepalive):
                 self._keepalive = item
+                if not collector.in_transaction:
+                    self.received = max(self.received, item.wal_end)
                 continue
             collector.take(item)
+            if not collector.in_transaction and collector.changes.position is not None:
+                self.received = max(self.received, collector.changes.position)
             if self.search is not None:
                 self._cut(self.search)
             if loading.is_free:
@@ -302,7 +388,7 @@ class Stream:
     def _save_idle(self) -> None:
         """With nothing in hand, go on to where the source says that all was sent: idle tables must not pin its WAL."""
         now = time.monotonic()
-        wants = self.until.lsn is not None or bool(self.collector.stale)
+        wants = self.until.lsn is not None or self.board.is_busy or bool(self._unlanded_stale())
         if wants and self.loading.is_free and now - self._asked_at >= _ASK_S:
             self._asked_at = now
             self.sender.ask()
@@ -311,7 +397,7 @@ class Stream:
             return
         if self._short or not self.collector.changes.is_empty:
             return
-        is_news = keepalive.wal_end > self.loading.position or bool(self.collector.stale)
+        is_news = keepalive.wal_end > self.loading.position or bool(self._unlanded_stale())
         if is_news and (keepalive.reply_requested or wants or now - self._saved_at >= _IDLE_SAVE_S):
             self._saved_at = now
             self._keepalive = None

@@ -10,8 +10,9 @@ from replicator.apply.stream_control import StreamControl
 from replicator.capture.pull import Snapshot, list_rewritten, take_snapshot
 from replicator.capture.walsender import NewSlot
 from replicator.db import translated
-from replicator.errors import PassingError
+from replicator.errors import PassingError, ReplicatorError
 from replicator.reading import Reading, SnapshotFacts
+from replicator.stream.candidate import is_of_one_table, name_table
 from replicator.stream.definition import define
 from replicator.sync.inventory import Chosen
 from replicator.sync.preparation import decide_job
@@ -64,7 +65,7 @@ class SlotRound(Round):
         assert self.slot is not None
         control = StreamControl(session.connection, session.control.schema, session.control.pipeline, self.epoch)
         control.fence()
-        control.save_table(incoming.job.table, self.slot.consistent_point, define(incoming.job, self.memberships))
+        control.join_table(incoming.job.table, self.slot.consistent_point, define(incoming.job, self.memberships))
 
 
 _ROUNDS = 3
@@ -72,23 +73,27 @@ _OF_ONE_TABLE = {"23505", "40001", "40P01", "55P03"}
 """What ends the load of one table and neither the snapshot nor anybody's connection."""
 
 
-def copy_in_slot(make_round: Callable[[list[Chosen]], SlotRound], tables: Sequence[Chosen]) -> SnapshotFacts:
-    """Copy the tables in the slot's snapshot; return the snapshot's facts.
+def copy_in_slot(
+    make_round: Callable[[list[Chosen]], SlotRound], tables: Sequence[Chosen]
+) -> tuple[SnapshotFacts, dict[str, ReplicatorError]]:
+    """Copy the tables in the slot's snapshot; return the snapshot's facts, and the errors of tables by themselves.
 
     A table that somebody else waits for is tried again in the same snapshot, and so is one that met a deadlock or the
-    like. Raises the first table's own error, or the passing error that left tables out: then all begins anew with
-    another slot.
+    like. Raises an error that concerns all tables, and the transient error that left tables out: then all begins anew
+    with another slot.
     """
     left = list(tables)
+    refused: dict[str, ReplicatorError] = {}
     passing: PassingError | None = None
     for _ in range(_ROUNDS):
         round_ = make_round(left)
         round_.execute()
-        error = next(iter(round_.run.errors.values()), None)
-        if error is not None:
-            raise error
+        for table, error in round_.run.errors.items():
+            if not is_of_one_table(name_table(error, table)):
+                raise error
+            refused[table] = error
         if not round_.left:
-            return round_.snapshot.facts
+            return round_.snapshot.facts, refused
         passing = round_.passing
         if passing is not None and passing.sqlstate not in _OF_ONE_TABLE:
             raise passing

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import psycopg
 
-from replicator.apply.job import Job
 from replicator.apply.stream_control import ListenerState, StreamTable
-from replicator.capture.publication import (
-    check_identity,
-    ensure_publication,
-    plan_table,
-    read_identities,
-    read_published,
-)
-from replicator.capture.pull import read_system_identifier
+from replicator.apply.target_catalog import read_target_catalog
+from replicator.capture.publication import read_published
+from replicator.capture.pull import is_standby, read_system_identifier
+from replicator.capture.signature import Signatures, read_signatures
+from replicator.capture.slot_loss import LOST, describe_lost, describe_missing
 from replicator.capture.source_state import (
     SlotFacts,
     check_slot,
     drop_slot,
+    read_next_xid,
     read_slot,
     read_timeline,
 )
@@ -32,13 +29,13 @@ from replicator.digest import Digest
 from replicator.errors import ConfigError, OperatorError, PassingError, ReplicatorError, SafetyStop
 from replicator.position import Origin
 from replicator.reading import SnapshotFacts
-from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
+from replicator.stream.candidate import examine, tie_refused
 from replicator.stream.definition import define, is_redefined
 from replicator.stream.session import ListenSession
 from replicator.stream.slot_copy import SlotRound, copy_in_slot
 from replicator.stream.table import StreamedTable, make_streamed
 from replicator.sync.inventory import Chosen, require_tables, take_inventory
-from replicator.sync.preparation import choose_digest
+from replicator.sync.preparation import choose_digest, went_away
 from replicator.sync.run import Run
 
 _COPY_SUFFIX = "_copy"
@@ -49,7 +46,9 @@ _REPAIR = "replicator listen --repair-gap"
 class Started:
     """A stream that can go on: from `state.position`, with these tables, each with an origin of its own.
 
-    definitions: of what was copied, by table.
+    definitions: of what was copied, by table. missing: tables that are to be read beside the stream. first_xid: the
+    source's next transaction when the session began. memberships: what ties each table to the publication.
+    signatures: of the tables, ahead of their definitions.
     """
 
     state: ListenerState
@@ -57,6 +56,10 @@ class Started:
     origins: dict[str, Origin]
     definitions: dict[str, str]
     digest: Digest
+    missing: list[Chosen]
+    first_xid: int
+    memberships: dict[str, str]
+    signatures: Signatures
 
 
 class StreamStart:
@@ -71,6 +74,9 @@ class StreamStart:
         self.settings, self.access, self.log, self.stop = session.settings, session.access, session.log, session.stop
         self.control, self.streams, self.watcher = session.control, session.streams, session.watcher
         self.tables: dict[str, StreamedTable] = {}
+        self.missing: list[Chosen] = []
+        self.first_xid = 0
+        self.signatures = Signatures({}, "")
         self.memberships: dict[int, str] = {}
 
     def start(self, state: ListenerState) -> Started | None:
@@ -88,45 +94,50 @@ class StreamStart:
             {table: known[table].origin for table in self.tables},
             {table: known[table].definition for table in self.tables},
             self.digest,
+            self.missing,
+            self.first_xid,
+            {name: self.memberships.get(table.job.mapping.relation.oid, "") for name, table in self.tables.items()},
+            self.signatures,
         )
 
     def _choose_tables(self) -> list[Chosen]:
-        """Return the tables that a stream can bring; the others stay with the nightly sync."""
+        """Return the tables that a stream can bring; the nightly sync has the others, and parked ones wait."""
         with translated("source"):
             inventory = take_inventory(self.watcher, self.settings)
+            self.first_xid = read_next_xid(self.watcher)
+            # Ahead of the definitions: what changes after this look is looked into at the next.
+            oids = [inventory.present[one.table] for one in inventory.tables if one.table in inventory.present]
+            self.signatures = read_signatures(self.watcher, self.settings.publication_name, oids)
         require_tables(inventory)
-        for error in inventory.missing.values():
-            raise error
-        kinds = [table for table in inventory.tables if table.kind in (TABLE, PARTITIONED)]
-        jobs = self.session.prepare_jobs(kinds)
-        chosen = [table for table in kinds if jobs[table.table].mapping.relation.persistence == LOGGED]
-        for table in inventory.tables:
-            if table not in chosen:
-                kind = KIND_NAMES[table.kind] if table not in kinds else "table that is unlogged"
-                self.log.info("table_skipped", table=table.table, reason=f"a {kind} has no stream")
-        if not chosen:
+        found = examine(self.session, inventory.tables, looks_at_target=False)
+        for table, kind in found.skipped.items():
+            self.log.info("table_skipped", table=table, reason=f"a {kind} has no stream")
+        self.session.memory.skipped |= found.skipped.keys()
+        for table in found.postponed:
+            raise went_away(table)
+        refused = inventory.missing | found.refused
+        if not found.jobs and not refused:
             raise ConfigError(
                 "none of the configured tables has a stream",
                 why="views, materialized views, foreign and unlogged tables are not published",
                 hint="name other tables under [[tables]]; these stay with `replicator sync`",
                 id="no_tables",
             )
-        self._publish(chosen, {table.table: jobs[table.table] for table in chosen})
-        return chosen
-
-    def _publish(self, chosen: Sequence[Chosen], jobs: Mapping[str, Job]) -> None:
-        """Check that every table's changes can be told, and bring the publication up to them."""
+        if not found.jobs:
+            raise next(iter(refused.values()))
+        tie_refused(self.session, inventory.tables, refused)
+        self._forget_others({*found.jobs, *refused})
+        self.session.park(refused)
         with translated("source"):
-            identities = read_identities(self.watcher, [job.mapping.relation.oid for job in jobs.values()])
-            published = []
-            for table in chosen:
-                job = jobs[table.table]
-                own = identities[job.mapping.relation.oid]
-                check_identity(table.table, job.mapping, own)
-                excludes = len(job.mapping.outputs) < len(job.mapping.relation.columns)
-                published.append(plan_table(job.mapping, excludes, own))
-            ensure_publication(self.watcher, self.settings.publication_name, published, self.session.version)
-            self.memberships = self.session.read_memberships(self.watcher, jobs)
+            self.memberships = self.session.read_memberships(self.watcher, found.jobs)
+        return [table for table in inventory.tables if table.table in found.jobs and table.table not in refused]
+
+    def _forget_others(self, names: set[str]) -> None:
+        """Forget what was parked or under way and is not configured any more."""
+        with translated("target"):
+            self.streams.end_table_copies()
+            for table in self.streams.read_parked().keys() - names:
+                self.streams.unpark_table(table)
 
     def _settle_position(self, state: ListenerState, chosen: Sequence[Chosen]) -> ListenerState | None:
         """Return the state from which the stream goes on, after the copy that it may ask for."""
@@ -180,12 +191,17 @@ class StreamStart:
                 hint="if it is the right one: replicator slot drop --yes, then replicator listen",
                 id="source_changed",
             )
-        what = None
         if slot is None:
-            what = ("slot_missing", f"the replication slot {self.settings.slot_name} is gone", "somebody dropped it")
-        elif slot.wal_status == "lost":
-            what = ("slot_lost", f"the replication slot {slot.name} was invalidated", "the source kept too little WAL")
-        elif state.timeline != timeline:
+            with translated("source"):
+                standby = is_standby(self.watcher)
+            return describe_missing(
+                self.settings.slot_name, known_as=state.slot_name, timelines=(state.timeline, timeline),
+                is_standby=standby,
+            )  # fmt: skip
+        if slot.wal_status == LOST:
+            return describe_lost(slot)
+        what = None
+        if state.timeline != timeline:
             what = ("timeline_changed", "the source's timeline changed", "a failover or a restore")
         elif slot.confirmed is not None and slot.confirmed > state.position:
             what = (
@@ -269,7 +285,7 @@ class StreamStart:
         repair_xid: int | None,
         path: str,
     ) -> SnapshotFacts:
-        """Copy tables in the slot's snapshot, with the lock of runs held."""
+        """Copy tables in the slot's snapshot, with the lock of runs held; park those that cannot be."""
         run = Run(
             self.settings,
             self.session.target_conninfo,
@@ -298,34 +314,35 @@ class StreamStart:
                     memberships=self.memberships,
                 )
 
-            return copy_in_slot(make_round, chosen)
+            facts, refused = copy_in_slot(make_round, chosen)
         finally:
             run.close_watcher()
             with suppress(psycopg.Error):
                 self.control.release_lock("run")
+        if len(refused) == len(chosen) and not self.tables:
+            raise next(iter(refused.values()))
+        self.session.park(refused)
+        return facts
 
     def _join_tables(self, chosen: Sequence[Chosen]) -> dict[str, StreamTable]:
-        """Copy what the stream alone cannot bring up to date, and learn the layout of every table."""
+        """Learn the layout of every table that can go on; the others are read again beside the stream."""
         names = {table.table for table in chosen}
         with translated("target"):
             known = self.streams.read_tables()
+            parked = self.streams.read_parked()
             for table in known.keys() - names:
                 self.streams.drop_table(table)
-        missing = self._make_ready(known, chosen)
-        if missing:
-            self.log.info("tables_awaited", tables=len(missing))
+        self.missing = self._make_ready(known, [table for table in chosen if table.table not in parked])
+        self.missing += [table for table in chosen if table.table in parked]
+        ahead = [table for table in self.missing if table.table in self.session.memory.by_slot]
+        if ahead and not self.stop.is_set():
+            self.log.info("tables_awaited", tables=len(ahead))
             with self._new_slot(self.settings.slot_name[:58] + _COPY_SUFFIX, temporary=True) as slot:
-                self._copy_tables(slot, missing, None, "listen")
+                self._copy_tables(slot, ahead, None, "listen")
+            self.session.memory.by_slot.clear()
             with translated("target"):
                 known = self.streams.read_tables()
-            missing = self._make_ready(known, chosen)
-        if missing:
-            raise PassingError(
-                f"{missing[0].table} changed while it was read again",
-                why="its definition is not the one that was copied",
-                hint="it is tried again by itself",
-                id="definition_changed",
-            )
+            self.missing = self._make_ready(known, chosen)
         return known
 
     def _make_ready(self, known: dict[str, StreamTable], chosen: Sequence[Chosen]) -> list[Chosen]:
@@ -335,28 +352,40 @@ class StreamStart:
             published = read_published(self.watcher, self.settings.publication_name)
         with translated("target"):
             self.digest = choose_digest(self.watcher, self.streams.connection)
-        missing = []
+            catalog = read_target_catalog(self.streams.connection, list(jobs.values()), with_sequences=True)
+        missing: list[Chosen] = []
+        refused: dict[str, ReplicatorError] = {}
         for table in chosen:
             job = jobs[table.table]
             there = known.get(table.table)
             streamed = None
             now = define(job, self.memberships)
             if there is not None and not there.is_stale and not is_redefined(there.definition, now):
-                with translated("target", table.table):
-                    streamed = make_streamed(
-                        self.streams.connection,
-                        table,
-                        job,
-                        published.get((table.schema, table.name)),
-                        version=self.session.version,
-                        mask_key=self.access.mask_key,
-                        digest=self.digest,
-                    )
+                try:
+                    with translated("target", table.table):
+                        streamed = make_streamed(
+                            self.streams.connection,
+                            table,
+                            job,
+                            published.get((table.schema, table.name)),
+                            version=self.session.version,
+                            mask_key=self.access.mask_key,
+                            digest=self.digest,
+                            catalog=catalog,
+                        )
+                except OperatorError as error:
+                    error.table = error.table or table.table
+                    refused[table.table] = error
+                    continue
             if streamed is None:
                 missing.append(table)
             else:
                 self.tables[table.table] = streamed
-        return missing
+        tie_refused(self.session, chosen, refused)
+        for name in refused:
+            self.tables.pop(name, None)
+        self.session.park(refused)
+        return [table for table in missing if table.table not in refused]
 
 
 def _wait_ended(slot: str) -> PassingError:

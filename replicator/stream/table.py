@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, find_sequences
-from replicator.apply.target import describe_target, plan_target
+from replicator.apply.target import FittedTarget, describe_target, plan_target, record_columns
+from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
 from replicator.capture.pgoutput import Relation as RelationMessage
@@ -16,21 +17,22 @@ from replicator.catalog import format_types
 from replicator.db import Connection
 from replicator.digest import Digest
 from replicator.errors import ConfigError
-from replicator.relation import PARTITIONED, Column
-from replicator.rules import TEXT_OID, compile_cell_rule, expression_masks, needs_source
+from replicator.relation import PARTITIONED, Column, Relation
+from replicator.rules import TEXT_OID, Output, compile_cell_rule, expression_masks, needs_source
 from replicator.sync.inventory import Chosen
 
 GENERATED_SINCE = 180000
 """The server version from which a publication can hold stored generated columns."""
 VERSION = 1
-"""Every table has one shape in a session: with another one it is read again, in the next session."""
+"""Of the shape that a table has when a session begins; one that is read again beside the stream gets another."""
 
 
 @dataclass(frozen=True)
 class StreamedTable:
     """A table of the stream.
 
-    expected: (type OID, type modifier) of the columns that should come, by name. sequences: of the target, to be moved.
+    expected: (type OID, type modifier) of the columns that should come, by name. fitted: the target as it is.
+    sequences: of the target, to be moved.
     """
 
     chosen: Chosen
@@ -38,6 +40,7 @@ class StreamedTable:
     layout: Layout
     shape: Shape
     expected: dict[str, tuple[int, int]]
+    fitted: FittedTarget
     sequences: tuple[Fed, ...] = ()
 
     def make_intake(self, message: RelationMessage, *, encoding: str | None = None) -> Intake | None:
@@ -78,9 +81,15 @@ class Newcomers:
     """
 
     def __init__(self, tables: Mapping[str, StreamedTable]) -> None:
-        relations = ((name, table.job.mapping.relation) for name, table in tables.items())
-        self._roots = {relation.oid: name for name, relation in relations if relation.kind == PARTITIONED}
+        self._roots: dict[int, str] = {}
         self._root: RelationMessage | None = None
+        for name, table in tables.items():
+            self.expect(name, table.job.mapping.relation)
+
+    def expect(self, table: str, relation: Relation) -> None:
+        """Look out for new partitions of one more table."""
+        if relation.kind == PARTITIONED:
+            self._roots[relation.oid] = table
 
     def find_root(self, message: RelationMessage, *, is_known: bool) -> str | None:
         """Return the table that a relation is a new partition of, if it is one. Is told of every relation in order."""
@@ -103,15 +112,20 @@ def make_streamed(
     version: int,
     mask_key: bytes | None,
     digest: Digest,
+    layout_version: int = VERSION,
+    catalog: TargetCatalog | None = None,
 ) -> StreamedTable | None:
     """Return the table made ready; None when its target asks for more than the stream can bring: it is read again.
 
-    published: columns of the publication's list, None for all. version: the source's.
+    published: columns of the publication's list, None for all. version: the source's. layout_version: another one for
+    every shape that the table has in a session. catalog: what was read of this target and others, with their
+    sequences; else it is read now.
     """
-    evolution, existing, types = plan_target(target, job)
+    catalog = catalog or read_target_catalog(target, [job], with_sequences=True)
+    evolution, existing, types = plan_target(target, job, catalog=catalog)
     if existing is None or evolution.before or evolution.after or evolution.rekeyed:
         return None
-    shaped, shape = describe_target(target, job, existing, types, evolution, digest)
+    shaped, shape = describe_target(target, job, existing, types, evolution, digest, catalog=catalog)
     mapping = job.mapping
     by_name = {output.name: output for output in mapping.outputs}
     outputs = [by_name[column.name] for column in shaped.columns]
@@ -125,7 +139,7 @@ def make_streamed(
     names = [output.name for output in outputs]
     layout = Layout(
         table=job.table,
-        version=VERSION,
+        version=layout_version,
         columns=tuple(output.source.name for output in outputs),
         rules=rules,
         constant=frozenset(n for n, o in enumerate(outputs) if job.settings.mask.get(o.source.name) == "null"),
@@ -135,8 +149,20 @@ def make_streamed(
     expected = {column.name: (column.type_oid, column.typmod) for column in expect_columns(job, published, version)}
     check_rereads(job, find_unsent(job, layout.columns, expected))
     spellings = {column.name: column.spelling for column in shaped.columns}
-    fed = find_sequences(target, job.table, existing, spellings) if job.settings.sync_sequences else []
-    return StreamedTable(chosen, job, layout, shape, expected, tuple(fed))
+    follows = job.settings.sync_sequences
+    fed = find_sequences(target, job.table, existing, spellings, catalog.sequences) if follows else []
+    fitted = FittedTarget(existing, shaped, record_columns(job, types, evolution))
+    return StreamedTable(chosen, job, layout, shape, expected, fitted, tuple(fed))
+
+
+def streams_binary(table: StreamedTable) -> bool:
+    """Say whether a table can take its cells in binary: rules need their text, and so does a key in quarantine."""
+    return (
+        table.shape.binary
+        and not table.layout.rules
+        and not table.layout.from_source
+        and table.job.settings.on_row_error != "quarantine"
+    )
 
 
 def expect_columns(job: Job, published: tuple[str, ...] | None, version: int) -> list[Column]:
@@ -171,9 +197,19 @@ def check_rereads(job: Job, unsent: Sequence[str]) -> None:
 
 def spell_key(source: Connection, job: Job) -> list[str]:
     """Return the source's types of the key's expressions, in key order."""
-    outputs = job.mapping.key_outputs
-    oids = [TEXT_OID if job.settings.mask.get(o.source.name) else o.source.type_oid for o in outputs]
-    return format_types(source, [(oid, -1) for oid in oids])
+    return spell_keys(source, [job])[job.table]
+
+
+def spell_keys(source: Connection, jobs: Iterable[Job]) -> dict[str, list[str]]:
+    """Return by table the source's types of the key's expressions, in key order, in one round trip."""
+    wanted = {job.table: [_type_key(job, output) for output in job.mapping.key_outputs] for job in jobs}
+    oids = sorted({oid for own in wanted.values() for oid in own})
+    spellings = dict(zip(oids, format_types(source, [(oid, -1) for oid in oids]), strict=True))
+    return {table: [spellings[oid] for oid in own] for table, own in wanted.items()}
+
+
+def _type_key(job: Job, output: Output) -> int:
+    return TEXT_OID if job.settings.mask.get(output.source.name) else output.source.type_oid
 
 
 def check_key(job: Job) -> None:

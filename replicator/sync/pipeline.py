@@ -15,6 +15,7 @@ import psycopg
 from replicator.apply.control import Control, fenced, list_landed
 from replicator.apply.shadow import drop_shadows
 from replicator.apply.target import list_unwritable
+from replicator.capture.pull import is_standby
 from replicator.config.settings import Settings
 from replicator.db import connect, translate, translated
 from replicator.errors import (
@@ -25,7 +26,7 @@ from replicator.errors import (
     ReplicatorError,
     UsageError,
 )
-from replicator.patience import Patience
+from replicator.patience import FAILOVER, Patience, waiting_out
 from replicator.sync.inventory import (
     Chosen,
     Inventory,
@@ -129,6 +130,7 @@ class Pipeline:
             run.log.info("run_started", path=run.path, tables=len(names), triggered_by=triggered_by)
             with translated("target"):
                 run.claim(control, names, triggered_by)
+                run.has_written = True
                 drop_shadows(control)
                 if not tables and run.path == "sync":
                     self._record_vanished(control, inventory, triggered_by)
@@ -190,7 +192,7 @@ class Pipeline:
         holder: list[Control] = [control]
         try:
             for attempt in self.patience.attempts():
-                with attempt:
+                with attempt, waiting_out(FAILOVER if self.run.has_written else ()):
                     if attempt.retry_state.attempt_number > 1:
                         left = self._resume(holder, left)
                     self._run_round(holder[0], left)
@@ -224,7 +226,10 @@ class Pipeline:
 
     def _reconnect(self, holder: list[Control]) -> None:
         control = holder[0]
-        if control.connection.closed or control.connection.broken:
+        with translated("target"):
+            is_lost = control.connection.closed or (self.run.has_written and is_standby(control.connection))
+        if is_lost or control.connection.broken:
+            control.connection.close()
             connection = connect(self.run.target_conninfo, side="target", timeout_s=self.run.timeout_s)
             holder[0] = Control(connection, control.schema, control.pipeline)
         if self.run.watcher.closed or self.run.watcher.broken:

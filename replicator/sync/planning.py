@@ -30,6 +30,7 @@ from replicator.catalog import find_relations, read_relations
 from replicator.config.settings import Settings
 from replicator.db import Connection, translated
 from replicator.errors import PreflightError, ReplicatorError
+from replicator.pooler import server_pid
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
 from replicator.strategy import FULL, XMIN, watermark_slack
@@ -132,7 +133,7 @@ class _Planner:
                 sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{access.lock_timeout_s * 1000:.0f}ms"))
             )
             self.on_standby = is_standby(source)
-            early = observe(source, [source.info.backend_pid])
+            early = observe(source, [server_pid(source)])
         snapshot = take_snapshot(access, source, [])
         # No table was locked, so nothing is read in this snapshot: only its numbers are wanted.
         snapshot.close()

@@ -77,11 +77,12 @@ def prepare_jobs(
     *,
     mask_key: bytes | None,
     lenient: bool = False,
+    failed: dict[str, ReplicatorError] | None = None,
 ) -> dict[str, Job]:
     """Return the jobs of tables as the source defines them now, without batches.
 
-    source: outside any transaction. lenient: leave out those that are gone or do not fit their rules any more; else
-    raises PassingError and what `prepare_job` does.
+    source: outside any transaction. lenient: leave out those that are gone or do not fit their rules any more; failed:
+    the same, and takes their errors. Else raises PassingError and what `prepare_job` does.
     """
     found = find_relations(source, [(table.schema, table.name) for table in chosen])
     relations = read_relations(source, found.values())
@@ -96,8 +97,10 @@ def prepare_jobs(
             jobs[table.table] = prepare_job(
                 source, relation, table, record, 0, on_standby=on_standby, mask_key=mask_key
             )
-        except ReplicatorError:
-            if not lenient:
+        except ReplicatorError as error:
+            if failed is not None:
+                failed[table.table] = error
+            elif not lenient:
                 raise
     return jobs
 

@@ -24,6 +24,7 @@ from replicator.capture.pull import (
     Reader,
     Snapshot,
     TableReader,
+    count_conflicts,
     is_standby,
     observe,
     read_system_identifier,
@@ -31,8 +32,10 @@ from replicator.capture.pull import (
 )
 from replicator.capture.source_state import read_end_of_wal
 from replicator.catalog import find_relations, read_relations
-from replicator.db import Connection, connect, translate, translated
-from replicator.errors import PassingError, ReplicatorError, StreamedError, unexpected
+from replicator.db import CONFLICT, Connection, connect, recovery_conflict, translate, translated
+from replicator.errors import OperatorError, PassingError, ReplicatorError, StreamedError, unexpected
+from replicator.patience import FAILOVER, as_passing
+from replicator.pooler import server_pid
 from replicator.reading import Observation, Reading
 from replicator.strategy import FULL, WATERMARK, XMIN
 from replicator.sync.inventory import Chosen
@@ -41,6 +44,8 @@ from replicator.sync.rights import find_read_gaps
 from replicator.sync.run import Run
 
 LOCK_ATTEMPTS = 3
+CONFLICT_ATTEMPTS = 3
+"""How often a table is read whose read its standby cancels: it would do so for ever."""
 _WATCH_EVERY_S = 0.5
 
 
@@ -64,10 +69,11 @@ class Round:
         self.readers: list[Reader] = []
         self.connections: list[Connection] = []
         with translated("source"):
-            own = [run.watcher.info.backend_pid]
+            own = [server_pid(run.watcher)]
             identifier = read_system_identifier(run.watcher)
             run.early.insert(0, observe(run.watcher, own))
             on_standby = is_standby(run.watcher)
+            self.conflicts = count_conflicts(run.watcher)
         kept = self.control.read_observations(identifier)
         self.home = find_home(self.control.read_records().values())
         state = StreamControl(self.control.connection, self.control.schema, self.control.pipeline).read_state()
@@ -162,8 +168,18 @@ class Round:
         with translated("target"):
             can_replicate = take_replica_role(self.control.connection)
             groups = [[job] for job in jobs] if can_replicate else order_by_foreign_keys(self.control.connection, jobs)
-        groups.sort(key=lambda group: -sum(job.mapping.relation.heap_bytes for job in group))
+        groups.sort(key=self._rank)
         self.queue.extend(groups)
+
+    def _rank(self, group: Sequence[Job]) -> tuple[int, int]:
+        """Return a group's place: the biggest comes first, but on a standby, which one session reads, it comes last.
+
+        The older the snapshot is, the likelier is a conflict with the standby's replay, and it ends all that is left.
+        """
+        size = sum(job.mapping.relation.heap_bytes for job in group)
+        if not self.snapshot.facts.is_standby:
+            return 0, -size
+        return max(self.run.conflicts[job.table] for job in group), size
 
     def _prepare_enums(self, job: Job) -> bool:
         try:
@@ -199,7 +215,7 @@ class Round:
         max_hold_s = self.run.settings.source.max_hold.total_seconds()
         members = {m.oid: oid for oid, relation in self.relations.items() for m in relation.members}
         members |= {oid: oid for oid in self.relations}
-        coordinator = self.snapshot.connection.info.backend_pid
+        coordinator = server_pid(self.snapshot.connection)
         first_seen: dict[int, float] = {}
         while not done.wait(_WATCH_EVERY_S):
             if self.run.stop.is_set():
@@ -240,6 +256,8 @@ class Round:
         with self.mutex:
             if self.given_way.is_set() or self.run.stop.is_set() or self.passing_connection_lost():
                 return None
+            if self.snapshot.facts.is_standby and self.snapshot.connection.closed:
+                return None
             return self.queue.popleft() if self.queue else None
 
     def passing_connection_lost(self) -> bool:
@@ -260,7 +278,7 @@ class Round:
                 except psycopg.Error as error:
                     self._settle_group(group, translate(error, side="target"))
                 except ReplicatorError as error:
-                    self._settle_group(group, error)
+                    self._settle_group(group, self._name_conflict(group, error))
                     if reader is not None:
                         # A COPY that was cut short, or a failed statement, ends the reader's transaction.
                         self.readers.remove(reader)
@@ -276,6 +294,15 @@ class Round:
             if session is not None:
                 session.connection.close()
 
+    def _name_conflict(self, group: Sequence[Job], error: ReplicatorError) -> ReplicatorError:
+        """Return the error, or the conflict that ended an idle session of a standby: that is told to nobody else."""
+        if not self.snapshot.facts.is_standby or error.id != "connection_lost":
+            return error
+        with suppress(psycopg.Error):
+            if count_conflicts(self.run.watcher) > self.conflicts:
+                return recovery_conflict(group[0].table, "the standby ended the session that reads")
+        return error
+
     def _open_reader(self) -> Reader:
         reader = Reader(self.snapshot)
         self.readers.append(reader)
@@ -289,7 +316,11 @@ class Round:
         connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{max(1, wait_ms)}ms"])
         replica = take_replica_role(connection)
         return Session(
-            connection, Control(connection, self.control.schema, self.control.pipeline), self.digest, replica
+            connection,
+            Control(connection, self.control.schema, self.control.pipeline),
+            self.digest,
+            replica,
+            rebuilds=self.run.path == "resync",
         )
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:
@@ -342,10 +373,16 @@ class Round:
 
     def _settle(self, chosen: Chosen, error: ReplicatorError) -> None:
         """Keep a table pending after a passing error, or record its failure."""
+        if isinstance(error, OperatorError) and error.id in FAILOVER and self.run.has_written:
+            error = as_passing(error)
         gave_up_read = error.sqlstate == "57014" and (self.given_way.is_set() or self.run.stop.is_set())
         is_passing = isinstance(error, PassingError) or gave_up_read or self.given_way.is_set()
         if error.sqlstate == "55P03":
             is_passing = self.run.attempts.get(chosen.table, 0) < LOCK_ATTEMPTS
+        if error.id == CONFLICT:
+            self.run.conflicts[chosen.table] += 1
+            if self.run.conflicts[chosen.table] >= CONFLICT_ATTEMPTS:
+                is_passing, error = False, give_up(error)
         if is_passing:
             if isinstance(error, PassingError) and not self.given_way.is_set():
                 self.passing = error
@@ -373,6 +410,14 @@ def gave_way(table: str | None = None) -> PassingError:
         sqlstate="55P03",
         table=table,
     )
+
+
+def give_up(error: ReplicatorError) -> OperatorError:
+    """Return the error of a table that a standby has let nobody read, however often it was tried."""
+    return OperatorError(
+        error.what, why=f"{error.why}; tried {CONFLICT_ATTEMPTS} times", hint=error.hint, id=error.id,
+        sqlstate=error.sqlstate, table=error.table,
+    )  # fmt: skip
 
 
 def snapshot_ended() -> PassingError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Run:
         self.full, self.jobs, self.progress = full, jobs, progress or _no_progress
         self.stop = stop or threading.Event()
         self.execution_id = execution_id or uuid.uuid4()
-        self.access = open_access(settings)
+        self.access = self._way = open_access(settings)
         self.watcher: Connection
         self.records: dict[str, TableRecord] = {}
         self.batch_ids: dict[str, int] = {}
@@ -77,6 +78,8 @@ class Run:
         self.strategies: dict[str, str] = {}
         self.early: list[Observation] = []
         self.reached: set[str] = set()
+        self.has_written = False
+        self.conflicts: Counter[str] = Counter()
         self.log = get_logger().bind(run_id=str(self.execution_id))
 
     @contextmanager
@@ -89,8 +92,9 @@ class Run:
             yield Control(connection, self.settings.target.control_schema, self.settings.pipeline)
 
     def open_watcher(self) -> None:
-        """Connect the watcher to the source."""
-        self.watcher = self.access.open(first="source" not in self.reached)
+        """Connect the watcher to the source, and all that follows to the same server."""
+        self.watcher = self._way.open(first="source" not in self.reached)
+        self.access = self._way.narrow(self.watcher)
         self.reached.add("source")
 
     @property

@@ -341,9 +341,9 @@ class _Inquiry:
             for row in self.streams.read_quarantine():
                 if row["table_name"] == self.job.table and tuple(row["key"]) == seen.target_key:
                     seen.quarantined = row
-            refused = self.streams.read_refused()
-            if refused and (refused["table_name"], tuple(refused["key"] or ())) == (self.job.table, seen.target_key):
-                seen.refused = refused
+            for refused in self.streams.read_refused():
+                if (refused["table_name"], tuple(refused["key"] or ())) == (self.job.table, seen.target_key):
+                    seen.refused = refused
 
     def read_batches(self) -> list[Row]:
         """Return the table's last batches, newest first."""

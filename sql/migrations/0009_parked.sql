@@ -25,3 +25,7 @@ create table :"control".copying_table (
     started_at timestamptz not null default clock_timestamp(),
     primary key (pipeline, table_name)
 );
+
+-- Each parked table may have one row that it cannot get past.
+drop index :"control".quarantine_stops;
+create unique index quarantine_stops on :"control".quarantine (pipeline, table_name) where stops;

@@ -199,19 +199,23 @@ from unnest(:'oids'::oid[], :'typmods'::int[]) with ordinality as t (oid, typmod
 order by t.position;
 
 -- name: row_changers
--- oid: a table; oids: with its partitions. What can change or drop a row on its way in, and fires in this session:
--- triggers for each row, before; rules of the table itself that put something else in the place of a write, and those of
--- updates, which keep ON CONFLICT from it even while they do not fire.
-with fires as (select case when current_setting('session_replication_role') = 'replica' then 'R' else 'O' end as enabled)
-select distinct t.tgname as name, false as is_rule
-from pg_catalog.pg_trigger t, fires f
-where t.tgrelid = any (:'oids'::oid[]) and not t.tgisinternal and t.tgtype & 3 = 3 and t.tgenabled in ('A', f.enabled)
+-- roots, oids: parallel arrays: tables, and each of their partitions and themselves. What can change or drop a row on its way
+-- in, and fires in this session: triggers for each row, before; rules of the table itself that put something else in the
+-- place of a write, and those of updates, which keep ON CONFLICT from it even while they do not fire.
+with fires as (select case when current_setting('session_replication_role') = 'replica' then 'R' else 'O' end as enabled),
+     part as (select p.root, p.oid from unnest(:'roots'::oid[], :'oids'::oid[]) as p (root, oid))
+select distinct p.root::bigint as root, t.tgname as name, false as is_rule
+from part p
+join pg_catalog.pg_trigger t on t.tgrelid = p.oid
+cross join fires f
+where not t.tgisinternal and t.tgtype & 3 = 3 and t.tgenabled in ('A', f.enabled)
 union all
-select r.rulename, true
-from pg_catalog.pg_rewrite r, fires f
-where r.ev_class = :'oid'::oid
-  and (r.ev_type = '2' or (r.ev_type in ('3', '4') and r.is_instead and r.ev_enabled in ('A', f.enabled)))
-order by 1;
+select p.root::bigint, r.rulename, true
+from part p
+join pg_catalog.pg_rewrite r on r.ev_class = p.oid
+cross join fires f
+where p.oid = p.root and (r.ev_type = '2' or (r.ev_type in ('3', '4') and r.is_instead and r.ev_enabled in ('A', f.enabled)))
+order by 1, 2;
 
 -- name: foreign_keys
 -- oids: tables. Pairs (child, parent) of foreign keys among them.
@@ -248,12 +252,3 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where con.contype = 'f' and con.conparentid = 0 and con.confrelid = :'oid'::oid
 order by 1, 2, 3, 4;
 
--- name: find_casts
--- olds, news: parallel arrays of types. Those pairs for which old::new is there: to itself with another length, by a
--- cast, or because one of them is a string (PostgreSQL documentation, CREATE CAST: I/O conversion casts).
-select w.old, w.new
-from unnest(:'olds'::text[], :'news'::text[]) as w (old, new)
-join pg_catalog.pg_type o on o.oid = pg_catalog.to_regtype(w.old)
-join pg_catalog.pg_type n on n.oid = pg_catalog.to_regtype(w.new)
-where o.oid = n.oid or 'S' in (o.typcategory, n.typcategory)
-   or exists (select from pg_catalog.pg_cast c where c.castsource = o.oid and c.casttarget = n.oid);

@@ -24,6 +24,11 @@ select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(:'key', 72648
 -- As try_lock, until the transaction ends.
 select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) as locked;
 
+-- name: try_locks_transaction
+-- keys: texts. As try_lock_transaction, for each; those that another session has are returned.
+select k as key from unnest(:'keys'::text[]) as k
+where not pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(k, 7264811));
+
 -- name: lock_transaction
 -- As try_lock_transaction, but waits; lock_timeout bounds it.
 select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) is null as locked;
@@ -213,3 +218,7 @@ where pipeline = :'pipeline' and observed_at < (
 with streamed as (delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name'),
      refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name')
 delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name' returning table_name;
+
+-- name: drop_running
+-- Rows of a read that came to nothing; what it came to nothing by is told elsewhere.
+delete from :"control".etl_control where batch_id = any(:'batch_ids'::bigint[]) and status = 'running';

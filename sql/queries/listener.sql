@@ -35,7 +35,9 @@ select 1 as held from :"control".listener where pipeline = :'pipeline' for updat
 
 -- name: save_position
 -- In the transaction of the data. repair_xid: null keeps what is there. A stream that goes on is past what it refused.
-with passed as (delete from :"control".quarantine where pipeline = :'pipeline' and stops)
+with passed as (
+    delete from :"control".quarantine q where q.pipeline = :'pipeline' and q.stops
+      and not exists (select from :"control".parked_table p where p.pipeline = q.pipeline and p.table_name = q.table_name))
 update :"control".listener set
     position = :'position'::text::pg_lsn, fresh_at = greatest(fresh_at, :'fresh_at'::timestamptz),
     repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid)
@@ -78,27 +80,35 @@ with gone as (delete from :"control".stream_table where pipeline = :'pipeline'),
 update :"control".listener set slot_name = null, position = null, consistent_point = null, repair_xid = null
 where pipeline = :'pipeline';
 
--- name: add_batch
--- One row for each table and minute; batch_id null = a new row.
+-- name: add_batches
+-- One row for each table and minute. batches: an array of objects, the counts of each table.
 insert into :"control".etl_control (execution_id, pipeline, table_name, path, load_type, strategy, guarantee, triggered_by, status,
     started_at, completed_at, duration_seconds, lsn_start, lsn_end, watermark_end,
     rows_extracted, rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_quarantined, rows_missed_before, bytes_copied)
-values (:'execution_id'::uuid, :'pipeline', :'table_name', 'listen', 'stream', 'stream', :'guarantee', 'listener', 'success',
+select :'execution_id'::uuid, :'pipeline', b.table_name, 'listen', 'stream', 'stream', b.guarantee, 'listener', 'success',
     :'started_at', clock_timestamp(), extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
-    :'lsn_start'::text::pg_lsn, :'lsn_end'::text::pg_lsn, :'watermark_end',
-    :'rows_extracted', :'rows_inserted', :'rows_updated', :'rows_unchanged', :'rows_deleted', :'rows_quarantined',
-    :'rows_missed_before', :'bytes_copied')
-returning batch_id;
+    :'lsn'::text::pg_lsn, :'lsn'::text::pg_lsn, :'watermark_end',
+    b.rows_extracted, b.rows_inserted, b.rows_updated, b.rows_unchanged, b.rows_deleted, b.rows_quarantined,
+    b.rows_missed_before, b.bytes_copied
+from pg_catalog.jsonb_to_recordset(:'batches'::text::jsonb) as b (
+        table_name text, guarantee text, rows_extracted bigint, rows_inserted bigint, rows_updated bigint, rows_unchanged bigint,
+        rows_deleted bigint, rows_quarantined bigint, rows_missed_before bigint, bytes_copied bigint)
+returning batch_id, table_name;
 
--- name: grow_batch
-update :"control".etl_control set
-    completed_at = clock_timestamp(), duration_seconds = duration_seconds + extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
-    lsn_end = :'lsn_end'::text::pg_lsn, watermark_end = :'watermark_end',
-    rows_extracted = rows_extracted + :'rows_extracted', rows_inserted = rows_inserted + :'rows_inserted',
-    rows_updated = rows_updated + :'rows_updated', rows_unchanged = rows_unchanged + :'rows_unchanged',
-    rows_deleted = rows_deleted + :'rows_deleted', rows_quarantined = rows_quarantined + :'rows_quarantined',
-    rows_missed_before = rows_missed_before + :'rows_missed_before', bytes_copied = bytes_copied + :'bytes_copied'
-where batch_id = :'batch_id';
+-- name: grow_batches
+-- batches: an array of objects, the counts to be added to each row.
+update :"control".etl_control e set
+    completed_at = clock_timestamp(),
+    duration_seconds = e.duration_seconds + extract(epoch from clock_timestamp() - :'started_at'::timestamptz),
+    lsn_end = :'lsn'::text::pg_lsn, watermark_end = :'watermark_end',
+    rows_extracted = e.rows_extracted + b.rows_extracted, rows_inserted = e.rows_inserted + b.rows_inserted,
+    rows_updated = e.rows_updated + b.rows_updated, rows_unchanged = e.rows_unchanged + b.rows_unchanged,
+    rows_deleted = e.rows_deleted + b.rows_deleted, rows_quarantined = e.rows_quarantined + b.rows_quarantined,
+    rows_missed_before = e.rows_missed_before + b.rows_missed_before, bytes_copied = e.bytes_copied + b.bytes_copied
+from pg_catalog.jsonb_to_recordset(:'batches'::text::jsonb) as b (batch_id bigint,
+        rows_extracted bigint, rows_inserted bigint, rows_updated bigint, rows_unchanged bigint,
+        rows_deleted bigint, rows_quarantined bigint, rows_missed_before bigint, bytes_copied bigint)
+where e.batch_id = b.batch_id;
 
 -- name: record_failure
 -- In a transaction of its own. The same failure again raises `attempts` of the row that tells of it already.
@@ -118,8 +128,8 @@ where not exists (select from same);
 -- The same change again counts in `changes`.
 insert into :"control".quarantine as r (pipeline, table_name, key, lsn, error_code, error_message, stops)
 values (:'pipeline', :'table_name', :'key'::text::jsonb, :'lsn'::text::pg_lsn, :'error_code', :'error_message', true)
-on conflict (pipeline) where stops do update set
-    table_name = excluded.table_name, key = excluded.key, lsn = excluded.lsn, error_code = excluded.error_code,
+on conflict (pipeline, table_name) where stops do update set
+    key = excluded.key, lsn = excluded.lsn, error_code = excluded.error_code,
     error_message = excluded.error_message, last_at = clock_timestamp(),
     first_at = case when r.lsn = excluded.lsn then r.first_at else clock_timestamp() end,
     changes = case when r.lsn = excluded.lsn then r.changes + 1 else 1 end;
@@ -127,7 +137,7 @@ on conflict (pipeline) where stops do update set
 -- name: read_refused
 select table_name, nullif(key, 'null'::jsonb) as key, lsn::text as lsn, error_code, error_message, first_at, last_at,
     changes as attempts
-from :"control".quarantine where pipeline = :'pipeline' and stops;
+from :"control".quarantine where pipeline = :'pipeline' and stops order by last_at desc;
 
 -- name: read_quarantine
 select quarantine_id, table_name, key, lsn::text as lsn, error_code, error_message, first_at, last_at, changes
@@ -177,6 +187,7 @@ on conflict (pipeline, table_name) do update set
     attempts = case when p.error_id = excluded.error_id then p.attempts + 1 else 1 end, is_requested = false;
 
 -- name: unpark_table
+with passed as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name' and stops)
 delete from :"control".parked_table where pipeline = :'pipeline' and table_name = :'table_name';
 
 -- name: list_parked

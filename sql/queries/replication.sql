@@ -88,6 +88,95 @@ select o::bigint as root, p.oid::text || ' ' || p.xmin::text || ' '
                 order by i.inhparent, i.inhrelid)::text as membership
 from unnest(:'oids'::oid[]) as o, pg_catalog.pg_publication p where p.pubname = :'publication';
 
+-- name: signatures
+-- oids: roots. For each that is there: a text that changes whenever its definition, its types, its identity or what ties it
+-- to the publication may have changed, even if that was changed back; and, with no oid, one for the publication itself.
+-- Built from the versions of the catalog's rows: VACUUM and ANALYZE write theirs in place, and change none. Each fact names
+-- its row, so that no two of them are equal and cancel each other out.
+with recursive member (root, oid) as (
+    select c.oid, c.oid from pg_catalog.pg_class c where c.oid = any (:'oids'::oid[])
+    union
+    select m.root, i.inhrelid from member m join pg_catalog.pg_inherits i on i.inhparent = m.oid
+), ancestor (root, oid) as (
+    select c.oid, i.inhparent
+    from pg_catalog.pg_class c join pg_catalog.pg_inherits i on i.inhrelid = c.oid
+    where c.oid = any (:'oids'::oid[]) and c.relispartition
+    union
+    select a.root, i.inhparent from ancestor a join pg_catalog.pg_inherits i on i.inhrelid = a.oid
+), publication as (
+    select p.oid, p.xmin from pg_catalog.pg_publication p where p.pubname = :'publication'
+), used (root, oid) as (
+    select distinct a.attrelid, a.atttypid from pg_catalog.pg_attribute a
+    where a.attrelid = any (:'oids'::oid[]) and a.attnum > 0 and not a.attisdropped and a.atttypid >= 16384
+), needed (start, oid) as (
+    select distinct u.oid, u.oid from used u
+    union
+    select d.start, x.oid
+    from needed d
+    join pg_catalog.pg_type t on t.oid = d.oid
+    cross join lateral (
+        select t.typelem
+        union all select t.typbasetype
+        union all select a.atttypid from pg_catalog.pg_attribute a
+                  where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+        union all select r.rngsubtype from pg_catalog.pg_range r where r.rngtypid = t.oid
+        union all select r.rngtypid from pg_catalog.pg_range r where r.rngmultitypid = t.oid
+    ) as x (oid)
+    where x.oid >= 16384
+), type_fact (start, text) as (
+    select d.start, concat('type ', t.oid, ' ', t.xmin) from needed d join pg_catalog.pg_type t on t.oid = d.oid
+    union all
+    select d.start, concat('part ', a.attrelid, ' ', a.attnum, ' ', a.xmin)
+    from needed d
+    join pg_catalog.pg_type t on t.oid = d.oid
+    join pg_catalog.pg_attribute a on a.attrelid = t.typrelid and a.attnum > 0
+    union all
+    select d.start, concat('label ', l.oid, ' ', l.xmin)
+    from needed d join pg_catalog.pg_enum l on l.enumtypid = d.oid
+    union all
+    select d.start, concat('range ', r.rngtypid, ' ', r.xmin)
+    from needed d join pg_catalog.pg_range r on r.rngtypid = d.oid
+), type_signature (oid, signature) as (
+    select f.start, bit_xor(pg_catalog.hashtextextended(f.text, 0)) from type_fact f group by f.start
+), fact (root, text) as (
+    select m.root, concat('class ', c.oid, ' ', c.xmin, ' ', c.relfilenode, ' ', c.relnamespace, ' ', n.xmin)
+    from member m
+    join pg_catalog.pg_class c on c.oid = m.oid
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    union all
+    select m.root, concat('attribute ', m.oid, ' ', a.attnum, ' ', a.xmin)
+    from member m join pg_catalog.pg_attribute a on a.attrelid = m.oid and a.attnum > 0
+    union all
+    select u.root, concat('type ', u.oid, ' ', s.signature) from used u join type_signature s on s.oid = u.oid
+    union all
+    select m.root, concat('index ', x.indexrelid, ' ', x.xmin)
+    from member m join pg_catalog.pg_index x on x.indrelid = m.oid
+    union all
+    select m.root, concat('child ', i.inhrelid, ' ', i.inhparent, ' ', i.xmin)
+    from member m join pg_catalog.pg_inherits i on i.inhparent = m.oid
+    union all
+    select a.root, concat('parent ', c.oid, ' ', c.xmin)
+    from ancestor a join pg_catalog.pg_class c on c.oid = a.oid
+    union all
+    select x.root, concat('published ', r.oid, ' ', r.xmin)
+    from (table member union table ancestor) as x
+    join pg_catalog.pg_publication_rel r on r.prrelid = x.oid
+    join publication p on p.oid = r.prpubid
+    union all
+    select distinct x.root, concat('schema ', s.oid, ' ', s.xmin)
+    from (table member union table ancestor) as x
+    join pg_catalog.pg_class c on c.oid = x.oid
+    join pg_catalog.pg_publication_namespace s on s.pnnspid = c.relnamespace
+    join publication p on p.oid = s.pnpubid
+    union all
+    select m.root, concat('hidden ', pg_catalog.row_security_active(m.root))
+    from member m where m.oid = m.root
+)
+select f.root::bigint as oid, pg_catalog.to_hex(bit_xor(pg_catalog.hashtextextended(f.text, 0))) as signature
+from fact f group by f.root
+union all
+select null, coalesce((select concat(p.oid, ' ', p.xmin) from publication p), '');
+
 -- name: leaves
 -- root: a table, as SQL writes it. The partitions that hold its rows.
 select n.nspname as schema, c.relname as name
@@ -97,7 +186,11 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where p.isleaf and p.relid <> :'root'::text::regclass;
 
 -- name: slot
-select s.slot_name as name, s.active, s.wal_status, s.database, s.plugin,
+-- invalidation: why it was invalidated; from 17 on, and of 16 only that rows were removed. Null where that is not told.
+select s.slot_name as name,
+       coalesce(pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
+                case when (pg_catalog.to_jsonb(s) ->> 'conflicting')::boolean then 'rows_removed' end) as invalidation,
+       s.active, s.wal_status, s.database, s.plugin,
        s.confirmed_flush_lsn::text as confirmed, s.restart_lsn::text as restart, s.safe_wal_size::bigint as safe_wal_bytes,
        pg_catalog.pg_wal_lsn_diff(
            case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
@@ -153,3 +246,11 @@ select pg_catalog.set_config('synchronous_commit', 'local', true),
 select case when pg_catalog.pg_is_in_recovery() then (select c.timeline_id from pg_catalog.pg_control_checkpoint() c)
             else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
        end as timeline;
+
+-- name: xid_bounds
+-- Transactions below oldest_xid have ended, prepared ones too; those from next_xid on have not begun. A snapshot's xmax
+-- is not next_xid: above it are those that have begun since the youngest that has ended.
+select pg_catalog.pg_snapshot_xmin(s.snapshot)::text as oldest_xid,
+       (s.xmax + ((3 + pg_catalog.age('3'::xid)::bigint - s.xmax) & 4294967295))::text as next_xid
+from (select p.snapshot, pg_catalog.pg_snapshot_xmax(p.snapshot)::text::bigint as xmax
+      from (select pg_catalog.pg_current_snapshot() as snapshot) as p) as s;

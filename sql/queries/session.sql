@@ -3,7 +3,8 @@
 -- name: pin
 -- names, values: parallel arrays. Settings that this server does not know (transaction_timeout before 17) are passed over.
 -- Every name carries its schema: the role's own search_path still holds, and may shadow them.
-select w.name, w.value as wanted, pg_catalog.set_config(w.name, w.value, false) as now
+-- pid: of the process that answers; a pooler shows another one in its greeting.
+select w.name, w.value as wanted, pg_catalog.set_config(w.name, w.value, false) as now, pg_catalog.pg_backend_pid() as pid
 from rows from (pg_catalog.unnest(:'names'::pg_catalog.text[]), pg_catalog.unnest(:'values'::pg_catalog.text[]))
      as w (name, value)
 where pg_catalog.current_setting(w.name, true) is not null;

@@ -11,11 +11,17 @@ select pg_catalog.pg_export_snapshot() as exported,
             else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
        end as timeline,
        case when s.standby then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_lsn() end::text as lsn,
-       s.standby as is_standby
+       s.standby as is_standby, pg_catalog.pg_backend_pid() as pid
 from (select pg_catalog.pg_current_snapshot() as snapshot, pg_catalog.pg_is_in_recovery() as standby) as s;
 
 -- name: is_standby
 select pg_catalog.pg_is_in_recovery() as is_standby;
+
+-- name: recovery_conflicts
+-- Every role may read this view; on a primary it counts nothing.
+select coalesce(sum(c.confl_tablespace + c.confl_lock + c.confl_snapshot + c.confl_bufferpin + c.confl_deadlock), 0)::bigint
+       as conflicts
+from pg_catalog.pg_stat_database_conflicts c where c.datname = pg_catalog.current_database();
 
 -- name: observe_clock
 -- The three reads of an observation stay three statements: their order is the proof.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -256,3 +258,96 @@ def own(cluster: Cluster) -> None:
     owner = cluster.home.stat()
     for path in (cluster.data, *cluster.data.rglob("*")):
         shutil.chown(path, owner.st_uid, owner.st_gid)
+
+
+SLOW_S = 0.02
+"""How long the standby takes for each row of a table that is too large for its patience."""
+
+
+@contextmanager
+def vacuumed(primary: Cluster, database: str) -> Iterator[None]:
+    """Keep the primary removing rows that a snapshot of a standby may still see."""
+    ended = threading.Event()
+
+    def work() -> None:
+        with primary.connect(database) as session:
+            session.execute("create table if not exists churn (id int primary key, n int)")
+            session.execute("insert into churn select g, 0 from generate_series(1, 50) g on conflict do nothing")
+            while not ended.wait(0.05):
+                session.execute("update churn set n = n + 1")
+                session.execute("vacuum churn")
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.fixture
+def impatient(make_cluster: MakeCluster, make_pair: MakePair) -> Iterator[tuple[Pair, Cluster]]:
+    """Return a pair that reads a standby which lets nobody hold its replay up for longer than 100 ms."""
+    primary = make_cluster(settings={"autovacuum": "off"})
+    pair = make_pair(source_server=primary)
+    for number in range(5):
+        pair.source.execute(f"create table small{number} (id int primary key); insert into small{number} values (1)")
+    pair.source.execute("create table large (id int primary key, pad text)")
+    pair.source.execute("insert into large select g, repeat('x', 500) from generate_series(1, 300) g")
+    pair.grant()
+    standby = primary.standby(settings={"max_standby_streaming_delay": "100ms", "hot_standby_feedback": "off"})
+    standby.wait_for_replay(primary)
+    large = {"name": "public.large", "where": f"pg_sleep({SLOW_S}) is not null"}
+    pair.write_config(
+        tables=[large, *(f"public.small{n}" for n in range(5))], source={"dsn": pair.dsn_of_source(port=standby.port)}
+    )
+    yield pair, standby
+    standby.remove()
+
+
+@pytest.mark.hazard("S40")
+def test_a_standby_that_cancels_reads_costs_the_large_tables_alone(impatient: tuple[Pair, Cluster]) -> None:
+    """The error names the conflict and both settings, within a bounded time."""
+    pair, standby = impatient
+    assert isinstance(pair.source_server, Cluster)
+    with vacuumed(pair.source_server, pair.source_db):
+        began = time.monotonic()
+        document = pair.json("sync", check=6)
+        assert time.monotonic() - began < 60
+    assert set(document["errors"]) == {"public.large"}
+    error = document["errors"]["public.large"]
+    assert error["id"] == "recovery_conflict"
+    assert "hot_standby_feedback" in error["hint"]
+    assert "max_standby_streaming_delay" in error["hint"]
+    for number in range(5):
+        pair.assert_equal(f"small{number}")
+    standby.execute("alter system set max_standby_streaming_delay = -1")
+    standby.execute("select pg_reload_conf()")
+    with vacuumed(pair.source_server, pair.source_db):
+        pair.run("sync")
+    pair.assert_equal("large")
+
+
+@pytest.mark.hazard("S40")
+def test_a_conflict_that_ends_an_idle_session_is_named_as_well(impatient: tuple[Pair, Cluster]) -> None:
+    """While the target merges, the session on the standby only holds its snapshot, and no answer tells of its end."""
+    pair, _standby = impatient
+    assert isinstance(pair.source_server, Cluster)
+    tables = ["public.small0", "public.small1"]
+    dsn = pair.dsn_of_source(port=_standby.port)
+    pair.write_config(tables=tables, source={"dsn": dsn})
+    pair.run("sync")
+    conflicts = "select confl_snapshot from pg_stat_database_conflicts where datname = %s"
+    with pair.target_server.connect(pair.target_db) as holder:
+        holder.execute("begin; lock table small0 in access exclusive mode")
+        running = pair.popen("sync", "--full")
+        waits = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        wait_until(lambda: pair.target.execute(waits).rowcount == 1, what="the run waits for the target's table")
+        with vacuumed(pair.source_server, pair.source_db):
+            wait_until(lambda: _standby.execute(conflicts, [pair.source_db])[0][0] > 0, 60, what="a conflict")
+        holder.execute("commit")
+    finished = running.wait(check=0)
+    assert '"recovery_conflict"' in finished.stderr
+    for number in range(2):
+        pair.assert_equal(f"small{number}")

@@ -18,7 +18,7 @@ def begin(pair: Pair, definition: str, *, check: str = "n < 1000", **tables: Any
     (pair.dir / "secret").write_text("0f" * 32)
     pair.write_config(
         tables=[{"name": "public.t"} | tables],
-        listen={"batch_bytes": "1MB"},
+        listen={"batch_bytes": "1MB", "on_table_error": "stop"},
         privacy={"mask_key_file": str(pair.dir / "secret")},
     )
     catch_up(pair)

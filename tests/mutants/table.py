@@ -22,9 +22,78 @@ ALERTS = "tests/integration/test_alerts.py::"
 CANARY = "tests/integration/test_canary.py::"
 METRICS = "tests/integration/test_metrics.py::"
 
+JOIN = "tests/chaos/test_join.py::"
+PARKED = "tests/integration/test_parked.py::"
 VERIFY_STREAMED = "tests/integration/test_verify_streamed.py::"
 
 MUTANTS = (
+    Mutant(
+        "S33",
+        "a table joins without a wait for what wrote to it before it was published",
+        (PARKED + "test_a_row_written_ahead_of_the_publication_and_committed_after_it_is_read[18-18-default]",),
+        (Change("replicator/stream/join.py", "if oldest >= bound:", "if oldest >= 0:"),),
+    ),
+    Mutant(
+        "B24",
+        "a joining table's changes are kept only once its rows are loaded",
+        (JOIN + "test_what_commits_while_a_table_is_loaded_is_kept[18-18-keyed]",),
+        (
+            Change(
+                "replicator/stream/join.py",
+                "return LoadedTable(streamed, window, definition",
+                "return LoadedTable(streamed, replace(window, _entries=[]), definition",
+            ),
+        ),
+    ),
+    Mutant(
+        "B25",
+        "a joining table is read in a snapshot that may not see what the stream has delivered",
+        (JOIN + "test_a_commit_that_was_sent_before_it_is_visible_is_read_all_the_same[18-18-keyed]",),
+        (
+            Change(
+                "replicator/stream/join_round.py",
+                "if self.delivered.are_visible(",
+                "if True or self.delivered.are_visible(",
+            ),
+        ),
+    ),
+    Mutant(
+        "B29",
+        "a window opens inside a transaction, and lacks what was delivered of it before",
+        (JOIN + "test_a_window_opens_between_transactions[18-18]",),
+        (
+            Change(
+                "replicator/stream/loop.py",
+                """\
+        if collector.in_transaction:
+            # A window that opened here""",
+                """\
+        if False:
+            # A window that opened here""",
+            ),
+            Change(
+                "replicator/capture/collector.py",
+                """\
+        if self._begin is not None:
+            raise _out_of_order("a window opens""",
+                """\
+        if False:
+            raise _out_of_order("a window opens""",
+            ),
+        ),
+    ),
+    Mutant(
+        "S25",
+        "a table joins before the stream has passed all that its snapshot saw",
+        (JOIN + "test_a_table_joins_once_the_stream_has_passed_what_its_snapshot_saw[18-18-keyless]",),
+        (
+            Change(
+                "replicator/stream/join_board.py",
+                "for loaded in self._offered.values() if loaded.high <= received]",
+                "for loaded in self._offered.values() if received]",
+            ),
+        ),
+    ),
     Mutant(
         "B24",
         "a row is taken for the one of the first look by its content alone",
@@ -485,8 +554,8 @@ MUTANTS = (
         (
             Change(
                 "replicator/stream/loop.py",
-                "is_news = keepalive.wal_end > self.loading.position or bool(self.collector.stale)",
-                "is_news = bool(self.collector.stale)",
+                "is_news = keepalive.wal_end > self.loading.position or bool(self._unlanded_stale())",
+                "is_news = bool(self._unlanded_stale())",
             ),
         ),
     ),

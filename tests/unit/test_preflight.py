@@ -9,7 +9,7 @@ import pytest
 from replicator.preflight.server import ServerFacts, check_encryption, check_version, grant_replica_role, is_local
 from replicator.preflight.table import find_circles
 
-FACTS = ServerFacts(180001, "18.1", "etl", "app", "UTF8", is_standby=False, pid=1)
+FACTS = ServerFacts(180001, "18.1", "etl", "app", "UTF8", is_standby=False)
 
 
 @pytest.mark.parametrize(
