@@ -114,6 +114,7 @@ def read_relations(connection: Connection, oids: Iterable[int]) -> dict[int, Rel
             row_security=row["row_security"],
             definition=row["definition"],
             persistence=row["persistence"],
+            partition_columns=tuple(row["partition_columns"]),
         )
         for row in _read(connection, "describe_relations", oids=wanted)
     }
@@ -196,6 +197,9 @@ def _index(row: Row) -> Index:
         name=row["name"],
         definition=row["definition"],
         covers_all=row["covers_all"],
+        method=row["method"],
+        is_period=row["is_period"],
+        is_constraint=row["is_constraint"],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.errors import Diagnostic
 from psycopg.rows import dict_row
 
 from replicator.connect_probe import Refusal, probe_refusal
@@ -254,6 +255,8 @@ def translate(error: psycopg.Error, *, side: str, table: str | None = None) -> R
             table=table,
             hint="create it, or take it out of the configuration",
         )
+    if side == "target" and state == "23514" and facts.table_name and not facts.constraint_name:
+        return _no_partition(facts, table, why)
     if state == "55000" and table and side == "source":
         return not_populated(table, why) if facts.source_function == _UNPOPULATED else _not_ready(table, why)
     if state == "53400":
@@ -325,6 +328,22 @@ def not_populated(table: str, why: str) -> PreflightError:
         why=why,
         hint=f"refresh materialized view {table} -- on the source, or the one that it reads",
         id="not_populated",
+        table=table,
+    )
+
+
+def _no_partition(facts: Diagnostic, table: str | None, why: str) -> DataRefused:
+    name = facts.table_name or ""
+    root = sql.Identifier(facts.schema_name or "public", name)
+    default = sql.Identifier(facts.schema_name or "public", f"{name}_default")
+    return DataRefused(
+        f"no partition of the target takes a row of {table or name}",
+        why=why,
+        hint=sql.SQL("create table ... partition of {0} for values ...; or create table {1} partition of {0} default")
+        .format(root, default)
+        .as_string(),
+        id="partition_missing",
+        sqlstate="23514",
         table=table,
     )
 

@@ -82,7 +82,8 @@ def _find_cause(refusal: Refusal, *, replication: bool) -> str:
         return known or f"the server refused the connection with SQLSTATE {state}"
     if refusal.is_answered:
         return "the server answered only after a while"
-    return next((words for cause, words in _OF_CLIENT if re.search(cause, refusal.said)), "the server did not answer")
+    silence = "the server did not answer" if refusal.said else "the server did not answer in time"
+    return next((words for cause, words in _OF_CLIENT if re.search(cause, refusal.said)), silence)
 
 
 def is_ambiguous(conninfo: str) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
 TABLE, PARTITIONED, VIEW, MATVIEW, FOREIGN = "r", "p", "v", "m", "f"
 LOGGED = "p"
 """The persistence of what is in the WAL."""
+_RANGE_METHODS = ("btree", "brin")
 KIND_NAMES = {
     TABLE: "table",
     PARTITIONED: "partitioned table",
@@ -91,9 +93,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A valid, total, immediate-or-deferrable unique index, or any index whose first column is plain.
+    """A valid index over plain columns.
 
-    columns: names in index order. equality: (schema, operator) of each column, or empty for non-unique indexes.
+    columns: names in index order. unique: a unique B-tree. is_period: a key WITHOUT OVERLAPS, which is no B-tree: no
+    two rows share a key and a moment. equality: (schema, operator) of each column, empty names unless it is a B-tree.
+    covers_all: not partial. is_constraint: it belongs to a constraint, and goes with that alone.
     """
 
     columns: tuple[str, ...]
@@ -105,13 +109,17 @@ class Index:
     name: str
     definition: str
     covers_all: bool
+    method: str = "btree"
+    is_period: bool = False
+    is_constraint: bool = False
 
 
 @dataclass(frozen=True)
 class Relation:
     """A table, partitioned table, view, materialized view or foreign table as it stood at one moment.
 
-    database: the OID of its database, which a copy under the same name does not have.
+    database: the OID of its database, which a copy under the same name does not have. partition_columns: from which a
+    row's partition follows, at every level; an empty name stands for an expression.
     """
 
     database: int
@@ -128,6 +136,7 @@ class Relation:
     row_security: bool
     definition: str | None
     persistence: str
+    partition_columns: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Column]:
@@ -136,8 +145,11 @@ class Relation:
 
     @cached_property
     def identity_index(self) -> Index | None:
-        """Return the primary key, else the replica identity index; None where neither can serve as a key."""
-        unique = [index for index in self.indexes if index.unique and index.covers_all]
+        """Return the primary key, else the replica identity index; None where neither can serve as a key.
+
+        Also a key WITHOUT OVERLAPS: PostgreSQL lets no empty range into it, so equal values would overlap.
+        """
+        unique = [index for index in self.indexes if (index.unique or index.is_period) and index.covers_all]
         for wanted in ("primary", "replica_identity"):
             for index in unique:
                 if getattr(index, wanted):
@@ -178,8 +190,25 @@ class Relation:
         return False
 
     def index_on(self, column: str) -> Index | None:
-        """Return an index that starts with the column, if there is one."""
-        return next((index for index in self.indexes if index.columns[:1] == (column,)), None)
+        """Return an index that starts with the column and finds ranges of it, if there is one."""
+        starting = [index for index in self.indexes if index.columns[:1] == (column,)]
+        return next((index for index in starting if index.method in _RANGE_METHODS), None)
+
+    def find_key_index(self, key: Collection[str]) -> Index | None:
+        """Return the unique index on exactly these columns, which makes them a key here."""
+        return next((i for i in self.indexes if i.unique and i.covers_all and set(i.columns) == set(key)), None)
+
+    def find_leading_index(self, key: Collection[str]) -> Index | None:
+        """Return a B-tree that begins with these columns, in any order, and so finds the rows that have them."""
+        size = len(key)
+        leading = (
+            i for i in self.indexes if set(i.columns[:size]) == set(key) and i.method == "btree" and i.covers_all
+        )
+        return next(leading, None)
+
+    def may_be_unique(self, columns: Collection[str]) -> bool:
+        """Say whether PostgreSQL could make a unique index on columns: it needs all that partitions follow from."""
+        return set(self.partition_columns) <= set(columns)
 
     def fingerprint(self, rules: str) -> str:
         """Return a hash of all that can change a row's output without a new row version.

@@ -32,7 +32,9 @@ pool_mode = {mode}
 max_client_conn = 300
 default_pool_size = {size}
 query_wait_timeout = {wait_s}
+server_login_retry = 1
 server_round_robin = {round_robin}
+ignore_startup_parameters = {ignored}
 """
 
 
@@ -49,6 +51,7 @@ class PgBouncer:
         size: int = 20,
         wait_s: int = 120,
         round_robin: bool = False,
+        ignored: str = "",
     ) -> None:
         self.home = workspace.reserve("pgbouncer")
         self.port = find_free_port()
@@ -57,7 +60,7 @@ class PgBouncer:
         (self.home / "users.txt").write_text("".join(f'"{name}" "{word}"\n' for name, word in users.items()))
         ini = INI.format(
             host=server.host, server_port=server.port, port=self.port, home=self.home, mode=mode, size=size,
-            wait_s=wait_s, round_robin=int(round_robin),
+            wait_s=wait_s, round_robin=int(round_robin), ignored=ignored,
         )  # fmt: skip
         (self.home / "pgbouncer.ini").write_text(ini)
 

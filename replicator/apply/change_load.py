@@ -18,6 +18,7 @@ from replicator.apply.encode import decode_rows, encode_rows
 from replicator.apply.job import Job
 from replicator.apply.merge import Target
 from replicator.apply.staging import Staging
+from replicator.apply.upsert import check_written, upsert_rows
 from replicator.batch import Figures
 from replicator.cell import UNCHANGED, Cell, Cells
 from replicator.changes import KeyText, RowFinder, Segment
@@ -222,24 +223,24 @@ class KeyedChanges(ChangeLoad):
             self._upsert(name)
         for name, columns in self.partial:
             self.figures.rows_updated += self._run(stream_merge.update_partial(self.target, name, columns))
+            self._check_written(name)
         for name, is_whole in self.moved:
             self._insert_resolved(name, is_whole=is_whole)
 
     def _upsert(self, name: str) -> None:
-        if self.target.partitioned:
-            new = self.connection.execute(merge.count_new(self.target, name)).fetchone()
-            inserted = new["rows"] if new else 0
-            written = self._run(merge.upsert(self.target, name))
-        else:
-            row = self.connection.execute(merge.count_upsert(self.target, name)).fetchone()
-            written, inserted = (row["written"], row["inserted"]) if row else (0, 0)
+        written, inserted = upsert_rows(self.connection, self.live.job, self.target, name)
         self.figures.rows_inserted += inserted
         self.figures.rows_updated += written - inserted
 
     def _insert_resolved(self, name: str, *, is_whole: bool) -> None:
-        self.figures.rows_inserted += self._run(stream_merge.insert_resolved(self.target, name, found=True))
-        if is_whole:
-            self.figures.rows_inserted += self._run(stream_merge.insert_resolved(self.target, name, found=False))
+        for found in (True, False) if is_whole else (True,):
+            if not self.target.has_unique_key:
+                self.figures.rows_updated += self._run(stream_merge.update_resolved(self.target, name, found=found))
+            self.figures.rows_inserted += self._run(stream_merge.insert_resolved(self.target, name, found=found))
+        self._check_written(name)
+
+    def _check_written(self, staging: str) -> None:
+        check_written(self.connection, self.live.job, self.target, staging)
 
     def exchange(self) -> None:
         """Take every row that is to be written out, then put its new version in, with what only the target has."""

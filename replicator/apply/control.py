@@ -21,6 +21,7 @@ from replicator.errors import FencedError, LockHeldError, OperatorError, Replica
 from replicator.position import Lsn
 from replicator.reading import Observation, Reading, SnapshotFacts, State
 from replicator.relation import Relation
+from replicator.selection import format_table_name
 from replicator.statement import name_control_schema, sql_directory, statement
 from replicator.telemetry.trace import scrub_traceback
 
@@ -43,11 +44,22 @@ class TableRecord:
     created_by_us: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A pipeline that writes a table of the target, by the control schema it keeps. table: the source's name."""
+
+    schema: str
+    pipeline: str
+    table: str
+    target: str
+
+
 class Control:
     """The control schema on one connection to the target."""
 
     def __init__(self, connection: Connection, schema: str, pipeline: str) -> None:
         self.connection, self.schema, self.pipeline = connection, schema, pipeline
+        self._others: list[str] | None = None
 
     def _execute(self, name: str, /, **parameters: Any) -> psycopg.Cursor[Row]:
         parameters.setdefault("pipeline", self.pipeline)
@@ -123,6 +135,38 @@ class Control:
     def lock_table(self, table: str) -> bool:
         """Take a table's lock until the transaction ends; False when another command has it."""
         return bool(_one(self._execute("try_lock_transaction", key=self.lock_key(f"table {table}")))["locked"])
+
+    def lock_target(self, target: tuple[str, str]) -> bool:
+        """Take a lock on a table of the target until the transaction ends; False when any pipeline has it."""
+        key = f"replicator/target/{format_table_name(*target)}"
+        return bool(_one(self._execute("try_lock_transaction", key=key))["locked"])
+
+    def find_owners(self, targets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Owner]:
+        """Return which other pipelines write tables of the target, or what shares a partition tree with one."""
+        wanted = list(targets)
+        touched = {target: {format_table_name(*target)} for target in wanted}
+        schemas, names = [schema for schema, _ in wanted], [name for _, name in wanted]
+        for row in self._execute("list_relatives", schemas=schemas, names=names).fetchall():
+            relative = format_table_name(row["relative_schema"], row["relative_name"])
+            touched[row["schema"], row["name"]].add(relative)
+        owners = self._read_owners(sorted({name for names in touched.values() for name in names}))
+        return {
+            target: next(owners[name] for name in sorted(names) if name in owners)
+            for target, names in touched.items()
+            if not names.isdisjoint(owners)
+        }
+
+    def _read_owners(self, targets: list[str]) -> dict[str, Owner]:
+        if self._others is None:
+            rows = self._execute("list_control_schemas", schema=self.schema).fetchall()
+            self._others = [row["schema"] for row in rows]
+        own = {self.schema: self.pipeline} if self.exists() else {}
+        found: dict[str, Owner] = {}
+        for schema, left_out in {**dict.fromkeys(self._others, ""), **own}.items():
+            query = statement("control.find_owners", schema)
+            for row in self.connection.execute(query, {"targets": targets, "pipeline": left_out}).fetchall():
+                found[row["target_name"]] = Owner(schema, row["pipeline"], row["table_name"], row["target_name"])
+        return found
 
     def wait_for_shadow(self, name: str) -> None:
         """Take a shadow's lock until the transaction ends, once whoever fills or merges it is done."""
@@ -309,10 +353,6 @@ class Control:
         """Return the newest batch of each table."""
         return {row["table_name"]: row for row in self._execute("last_batches").fetchall()}
 
-    def read_last_successes(self) -> dict[str, datetime]:
-        """Return when each table last succeeded."""
-        return {row["table_name"]: row["completed_at"] for row in self._execute("last_successes").fetchall()}
-
     def record_observations(self, system_identifier: str, observations: Iterable[Observation]) -> None:
         """Keep observations of the source's open transactions for the nights to come."""
         for seen in observations:
@@ -345,7 +385,7 @@ def label_enums(relation: Relation) -> dict[str, dict[str, str]]:
 
 
 def _write_columns(columns: Sequence[Recorded]) -> str:
-    return json.dumps([[c.number, c.source, c.target, c.spelling, c.names_objects] for c in columns])
+    return json.dumps([[c.number, c.source, c.target, c.spelling, c.names_objects, c.storage] for c in columns])
 
 
 def _number(migration: Path) -> int:

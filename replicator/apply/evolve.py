@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -19,12 +19,16 @@ from replicator.rules import Mapping, Output
 from replicator.selection import format_table_name
 from replicator.strategy import watermark_type
 
+OUR_INDEX = re.compile(r"^replicator_[0-9a-f]{16}$")
+"""The names of indexes that a load made."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """A copied column as it was at the last sync: the source's number and name, the target's name, the wanted type.
 
-    names_objects: its text is made of names of the source's objects.
+    names_objects: its text is made of names of the source's objects. storage: the target's column and its table's
+    files, as `describe_storage` writes them; empty where nobody noted it.
     """
 
     number: int
@@ -32,6 +36,7 @@ class Recorded:
     target: str
     spelling: str
     names_objects: bool = False
+    storage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +46,10 @@ class Evolution:
     before: DDL ahead of the load; after: DDL that is cheaper once a new table is filled. left_out: outputs that are not
     copied, because on_schema_change = "ignore". rekeyed: the key changed; key_now: the new key's columns as the target
     names them before the DDL, those left out that are not there yet. replaces: the rows that are here cannot have the
-    new key, and hold nothing that the source lacks. adds: columns are added, or emptied for another type, which only a
-    full read fills in rows that did not change. empties: the rows that are here go first: a key column gets another
-    type.
+    new key, and hold nothing that the source lacks. adds, retypes: columns are added, emptied for another type, or get
+    a wider one; only a full read brings their values in rows that did not change. empties: the rows that are here go
+    first: a key column gets another type. reindexes: DDL that makes an index of ours anew, and touches neither rows
+    nor columns.
     """
 
     before: tuple[sql.Composed, ...]
@@ -55,6 +61,8 @@ class Evolution:
     replaces: bool = False
     adds: bool = False
     empties: bool = False
+    retypes: bool = False
+    reindexes: tuple[sql.Composed, ...] = ()
 
 
 def plan_creation(
@@ -117,6 +125,28 @@ def plan_evolution(
     return plan.evolve(created_by_us=created_by_us)
 
 
+def describe_storage(target: Relation) -> dict[str, str]:
+    """Return by column of a target what changes when somebody writes other values into it by DDL.
+
+    Three words: its number, the version of its row in the catalog, and the files of the table.
+    """
+    files = [(member.oid, member.filenode) for member in target.members]
+    digest = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:12]
+    return {column.name: f"{column.number} {column.version} {digest}" for column in target.columns}
+
+
+def is_rewritten(before: str, now: str) -> bool:
+    """Say whether a column may hold other values than the last sync left, by its storage then and now.
+
+    VACUUM FULL and TRUNCATE change the files alone, ALTER ... SET DEFAULT the catalog alone; another type changes both,
+    and a column that was dropped and made again has another number.
+    """
+    old, new = before.split(), now.split()
+    if len(old) != len(new):
+        return False
+    return old[0] != new[0] or (old[1] != new[1] and old[2] != new[2])
+
+
 def spelled(spelling: str) -> sql.SQL:
     """Return a type's name as SQL; it was spelled by the target itself or from quoted identifiers."""
     return sql.SQL(spelling)
@@ -144,7 +174,7 @@ class _Plan:
         self.statements: list[sql.Composed] = []
         self.left_out: set[str] = set()
         self.moves: dict[str, str] = {}
-        self.adds = self.empties = False
+        self.adds = self.empties = self.retypes = False
 
     def evolve(self, *, created_by_us: bool) -> Evolution:
         self._rename_columns()
@@ -170,6 +200,8 @@ class _Plan:
             key_now=self._name_key(),
             adds=self.adds,
             empties=self.empties,
+            retypes=self.retypes,
+            reindexes=tuple(self._replace_unique_indexes()),
         )
 
     def _alter(self, action: sql.Composable) -> None:
@@ -303,6 +335,7 @@ class _Plan:
             )
         self._alter(change)
         self.current[output.name] = wanted
+        self.retypes = True
 
     def _read_anew(self) -> str:
         """Return the command that gives the columns their new types, and reads every row again."""
@@ -355,6 +388,13 @@ class _Plan:
             if not_null[name]:
                 self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
 
+    def _replace_unique_indexes(self) -> Iterator[sql.Composed]:
+        """Yield what replaces the unique indexes that `indexes = "all"` made while deleted rows still went away."""
+        for index in find_strict_indexes(self.target, self.mapping, self.table, self.moves):
+            if OUR_INDEX.match(index.name):
+                yield drop_index(self.target, index)
+                yield replace_index(self.target, index, self.table, self.moves)
+
     def _fit_key(self, created_by_us: bool) -> tuple[bool, list[sql.Composed]]:
         mapping, target = self.mapping, self.target
         if not mapping.key:
@@ -371,11 +411,43 @@ class _Plan:
             raise self._deferrable_key(deferrable)
         if fitting:
             return False, []
+        self._check_no_period()
+        partition_columns = set(map(self._moved, target.partition_columns))
+        if not partition_columns <= set(mapping.key):
+            self._check_leading_index()
+            return False, []
         make = _add_primary_key(self.name, mapping)
         if not created_by_us or self.table.on_schema_change != "evolve":
             raise self._key_missing(created_by_us)
         self._drop_primary_key()
         return True, [make]
+
+    def _check_leading_index(self) -> None:
+        """Raise SchemaDrift where no index finds a key's row, and the partitions keep the key from being unique."""
+        key, names = self.mapping.key, {new: old for old, new in self.moves.items()}
+        there = {self._moved(column.name) for column in self.target.columns}
+        if not there.issuperset(key):
+            raise self._key_missing(created_by_us=False)
+        if self.target.find_leading_index([names.get(name, name) for name in key]) is None:
+            raise self._drift(
+                f"no index on the key ({', '.join(key)})",
+                "rows are matched by it, and it cannot be unique: the table is partitioned by "
+                + ", ".join(name or "an expression" for name in self.target.partition_columns),
+                sql.SQL("create index on {} ({})").format(self.name, _identifiers(key)),
+                "key_index_missing",
+            )
+
+    def _check_no_period(self) -> None:
+        """Raise SchemaDrift for a key WITHOUT OVERLAPS: it finds rows of the same time, not the row of the same key."""
+        key = self.mapping.key
+        for index in self.target.indexes:
+            if index.is_period and set(map(self._moved, index.columns)) == set(key):
+                raise self._drift(
+                    f"the key ({', '.join(key)}) is WITHOUT OVERLAPS here",
+                    f"{index.name} is no B-tree, and only a unique B-tree index finds the row with an equal key",
+                    sql.SQL("alter table {} add unique ({})").format(self.name, _identifiers(key)),
+                    "key_without_overlaps",
+                )
 
     def _key_missing(self, created_by_us: bool) -> SchemaDrift:
         key, there = self.mapping.key, {self._moved(column.name) for column in self.target.columns}
@@ -462,18 +534,63 @@ def _plan_indexes(mapping: Mapping, table: TableSettings, target: tuple[str, str
         column = (names[mapping.watermark.name],)
         made.append(_create_index(name, target, column, unique=False))
         indexed.add(column)
+    done: set[tuple[tuple[str, ...], bool]] = set()
     if table.indexes == "all":
         for index in mapping.relation.indexes:
             columns = tuple(names.get(column, "") for column in index.columns)
             if not index.covers_all or columns == mapping.key or not plain.issuperset(index.columns):
                 continue
-            if not _is_default_btree(index.definition) or (
-                len(columns) == 1 and columns in indexed and not index.unique
-            ):
+            is_unique = _stays_unique(index, mapping, table)
+            if not _is_default_btree(index.definition) or (len(columns) == 1 and columns in indexed and not is_unique):
                 continue
-            unique = index.unique and not index.deferrable and not mapping.where and not mapping.relation.has_children
-            made.append(_create_index(name, target, columns, unique=unique))
+            if (columns, is_unique) not in done:
+                done.add((columns, is_unique))
+                made.append(_create_index(name, target, columns, unique=is_unique, soft=table.deletes == "soft"))
     return made
+
+
+def _stays_unique(index: Index, mapping: Mapping, table: TableSettings) -> bool:
+    """Say whether an index that is unique in the source can be so here, among the rows that are not deleted."""
+    is_whole = not mapping.where and not mapping.relation.has_children and table.deletes != "ignore"
+    return index.unique and not index.deferrable and is_whole
+
+
+def find_strict_indexes(
+    target: Relation, mapping: Mapping, table: TableSettings, moves: dict[str, str] | None = None
+) -> list[Index]:
+    """Return the target's unique indexes that deleted rows, which stay here, keep from taking a new row.
+
+    moves: renames that are still to be done. What holds the whole key is as unique as the key is.
+    """
+    if table.deletes == "hard":
+        return []
+    written, key = {output.name for output in mapping.outputs}, set(mapping.key)
+    found = []
+    for index in target.indexes:
+        columns = {(moves or {}).get(name, name) for name in index.columns}
+        holds_key = bool(key) and key <= columns
+        if index.unique and index.covers_all and not holds_key and columns <= written:
+            found.append(index)
+    return found
+
+
+def drop_index(target: Relation, index: Index) -> sql.Composed:
+    """Return the statement that drops an index, or the constraint it belongs to."""
+    if index.is_constraint:
+        return sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
+            sql.Identifier(target.schema, target.name), sql.Identifier(index.name)
+        )
+    return sql.SQL("DROP INDEX {}").format(sql.Identifier(target.schema, index.name))
+
+
+def replace_index(
+    target: Relation, index: Index, table: TableSettings, moves: dict[str, str] | None = None
+) -> sql.Composed:
+    """Return the statement that makes the index which takes the place of a unique one, as `deletes` lets it be."""
+    columns = tuple((moves or {}).get(name, name) for name in index.columns)
+    is_soft = table.deletes == "soft"
+    place = (target.schema, target.name)
+    return _create_index(sql.Identifier(*place), place, columns, unique=is_soft, soft=is_soft)
 
 
 def _is_default_btree(definition: str) -> bool:
@@ -481,14 +598,19 @@ def _is_default_btree(definition: str) -> bool:
 
 
 def _create_index(
-    name: sql.Identifier, target: tuple[str, str], columns: tuple[str, ...], *, unique: bool
+    name: sql.Identifier, target: tuple[str, str], columns: tuple[str, ...], *, unique: bool, soft: bool = False
 ) -> sql.Composed:
+    """Return the statement that makes an index. soft: a unique one is so among the rows that are not deleted."""
     # 63 bytes are all an identifier keeps, so a readable name could collide with another one.
-    digest = hashlib.sha256("\0".join((*target, *columns, str(unique))).encode("utf-8", "surrogatepass")).hexdigest()[
-        :16
-    ]
-    return sql.SQL("CREATE {}INDEX {} ON {} ({})").format(
-        sql.SQL("UNIQUE " if unique else ""), sql.Identifier(f"replicator_{digest}"), name, _identifiers(columns)
+    kind = "live" if unique and soft else str(unique)
+    digest = hashlib.sha256("\0".join((*target, *columns, kind)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    live = sql.SQL(" WHERE {} IS NULL").format(sql.Identifier(DELETED_AT)) if unique and soft else sql.SQL("")
+    return sql.SQL("CREATE {}INDEX {} ON {} ({}){}").format(
+        sql.SQL("UNIQUE " if unique else ""),
+        sql.Identifier(f"replicator_{digest}"),
+        name,
+        _identifiers(columns),
+        live,
     )
 
 
@@ -520,6 +642,15 @@ _TIMES = re.compile(r"^(timestamp|time|interval)(?:\((\d)\))?( without time zone
 def accepts(column: str, incoming: str) -> bool:
     """Say whether a column of one type takes every value of another unchanged."""
     return column in (incoming, TEXT) or widens(incoming, column)
+
+
+def adds_digits(old: str, new: str) -> bool:
+    """Say whether a number of type `old` is written with more digits as a `new`: its scale pads it with zeros."""
+    was, becomes = _NUMERIC.match(old), _NUMERIC.match(new)
+    if becomes is None or becomes[2] is None:
+        return False
+    scale = 0 if old in _INTEGER_DIGITS else None if was is None or was[2] is None else int(was[2])
+    return scale is not None and int(becomes[2]) > scale
 
 
 def widens(old: str, new: str) -> bool:

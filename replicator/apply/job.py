@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psycopg
+
 from replicator.apply.control import Control, TableRecord
+from replicator.apply.evolve import OUR_INDEX
 from replicator.batch import TableSource
 from replicator.config.table_setting import TableSettings
-from replicator.db import Connection
+from replicator.db import TAKEN_STATES, Connection
 from replicator.digest import Digest
+from replicator.errors import DataRefused
 from replicator.reading import Reading, SnapshotFacts
 from replicator.rules import Mapping
 from replicator.strategy import Choice
@@ -27,6 +31,26 @@ class Job:
     rules: str
     record: TableRecord
     batch_id: int
+
+
+def explain_kept_rows(error: DataRefused, job: Job, cause: BaseException | None) -> DataRefused:
+    """Return the error of a unique value that is taken; where deleted rows stay, one of them may be who has it.
+
+    cause: the server's own error. Our indexes pass over such rows.
+    """
+    constraint = cause.diag.constraint_name if isinstance(cause, psycopg.Error) else None
+    is_ours = constraint is not None and OUR_INDEX.match(constraint)
+    if job.settings.deletes == "hard" or error.sqlstate not in TAKEN_STATES or is_ours:
+        return error
+    return DataRefused(
+        error.what,
+        why=error.why,
+        hint="rows that the source deleted stay here and keep their unique values: replicator check has the SQL that "
+        f"replaces the index; else {error.hint}",
+        id=error.id,
+        sqlstate=error.sqlstate,
+        table=error.table,
+    )
 
 
 @dataclass(frozen=True, slots=True)

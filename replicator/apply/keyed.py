@@ -20,6 +20,7 @@ from replicator.apply.merge import Place
 from replicator.apply.sieve import Sieve
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.table_load import TableLoad, key_not_unique
+from replicator.apply.upsert import check_unique, upsert_rows
 from replicator.batch import DUE_MARK
 from replicator.catalog import deletes_go_on
 from replicator.cell import is_text
@@ -39,7 +40,11 @@ class KeyedLoad(TableLoad):
         super().prepare()
         control = self.session.control
         self.streams = StreamControl(self.session.connection, control.schema, control.pipeline)
-        self.waiting = self.streams.read_waiting_keys(self.job.table)
+        waiting = self.streams.read_waiting_keys(self.job.table)
+        self.waiting = {key for key in waiting if len(key) == len(self.target.key)}
+        self.had_waiting = bool(waiting)
+        if len(self.waiting) < len(waiting):
+            self._read_all("rows in quarantine are named by another key")
         if self.job.settings.on_row_error == "quarantine":
             self.sieve = Sieve(
                 self.session.connection,
@@ -121,14 +126,10 @@ class KeyedLoad(TableLoad):
 
     def _merge(self, staging: Place) -> tuple[int, int]:
         """Run the upsert; return (written, inserted) rows."""
-        if self.target.partitioned:
-            inserted = self._count(merge.count_new(self.target, staging))
-            return self._run(merge.upsert(self.target, staging)), inserted
         try:
-            row = self.session.connection.execute(merge.count_upsert(self.target, staging)).fetchone()
+            return upsert_rows(self.session.connection, self.job, self.target, staging)
         except psycopg.errors.CardinalityViolation as error:
             raise key_not_unique(self.job, error.sqlstate) from error
-        return (row["written"], row["inserted"]) if row else (0, 0)
 
     def _hand_over(self, staging: Place, taken: psycopg.Error) -> tuple[int, int]:
         """Write rows that take over a unique value: deletes go ahead, where they go no further than the rows."""
@@ -166,7 +167,7 @@ class KeyedLoad(TableLoad):
 
     def _make_way(self) -> None:
         """Delete vanished rows ahead of the upsert: one of them may hold a unique value that a staged row took over."""
-        if self.job.settings.deletes != "hard" or self.has_made_way:
+        if self.job.settings.deletes == "ignore" or self.has_made_way:
             return
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
         if self.reading.load_type == FULL:
@@ -192,6 +193,8 @@ class KeyedLoad(TableLoad):
 
     def remove(self) -> None:
         """Delete what the source no longer has, and bring back the keys that the target lost."""
+        if self.filled_directly:
+            check_unique(self.session.connection, self.job, self.target, filled=True)
         if self.filled_directly or self.job.settings.deletes == "ignore":
             return
         with self.figures.phase("delete"):
@@ -228,7 +231,11 @@ class KeyedLoad(TableLoad):
         self._check_key(there.rows)
 
     def _check_key(self, there: int) -> None:
-        """Raise DataRefused when the source has more rows than keys: the last writer of a key would win, unseen."""
+        """Raise DataRefused when the source has more rows than keys: the last writer of a key would win, unseen.
+
+        So it does for rows of the target that share a key, where no unique index forbids it.
+        """
+        check_unique(self.session.connection, self.job, self.target)
         here = self._count(merge.sum_target(self.target, sql.SQL("0")))
         if there > here + (self.sieve.count_absent() if self.sieve else 0):
             raise key_not_unique(self.job)
@@ -268,7 +275,7 @@ class KeyedLoad(TableLoad):
     def finish(self) -> None:
         """Write what is in quarantine now, position and record."""
         refused = self.sieve.refused if self.sieve else {}
-        if self.waiting:
+        if self.had_waiting:
             self.streams.release_others(self.job.table, refused)
         for key, error in refused.items():
             self.streams.quarantine(self.job.table, key, None, error)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import psycopg
 
-from replicator.apply.job import Incoming, Job, Session
+from replicator.apply.job import Incoming, Job, Session, explain_kept_rows
 from replicator.apply.keyed import KeyedLoad
 from replicator.apply.multiset import MultisetLoad
 from replicator.apply.sequence import move_sequences
@@ -70,6 +70,8 @@ _CONSTRAINT_CLASS = "23"
 
 def _explain(error: psycopg.Error, job: Job) -> ReplicatorError:
     ours = translate(error, side="target", table=job.table)
+    if isinstance(ours, DataRefused):
+        ours = explain_kept_rows(ours, job, error)
     may_go_aside = job.mapping.key and job.settings.on_row_error == "stop"
     if may_go_aside and isinstance(ours, DataRefused) and (ours.sqlstate or "").startswith(_CONSTRAINT_CLASS):
         return ours.or_aside()

@@ -33,7 +33,8 @@ class Target:
 
     columns: those that are written, in the order in which the source sends them. key: names; equality: the key
     index's own operator (schema, name) of each. extra: columns that only the target has. soft: deletes set _deleted_at.
-    partitioned: rows are routed to partitions, which hides their system columns from RETURNING.
+    partitioned: rows are routed to partitions, which hides their system columns from RETURNING. has_unique_key: false
+    where the target is partitioned by something else than the key, so that only an ordinary index finds its rows.
     """
 
     schema: str
@@ -44,6 +45,7 @@ class Target:
     extra: tuple[str, ...]
     soft: bool
     partitioned: bool
+    has_unique_key: bool = True
 
     @property
     def table(self) -> sql.Identifier:
@@ -129,9 +131,9 @@ def count_staged(staging: Place) -> sql.Composed:
     return sql.SQL("SELECT count(*) AS rows FROM {}").format(staging_name(staging))
 
 
-def drop_staging(name: Place) -> sql.Composed:
-    """Return the statement that drops a staging table before its transaction ends."""
-    return sql.SQL("DROP TABLE {}").format(staging_name(name))
+def drop_staging(*names: Place) -> sql.Composed:
+    """Return the statement that drops staging tables before their transaction ends."""
+    return sql.SQL("DROP TABLE {}").format(sql.SQL(", ").join(map(staging_name, names)))
 
 
 def copy_into(table: sql.Identifier, columns: Sequence[str], *, binary: bool, freeze: bool = False) -> sql.Composed:
@@ -243,6 +245,45 @@ def count_upsert(target: Target, staging: Place) -> sql.Composed:
         "WITH w AS ({} RETURNING t.xmax = '0'::xid AS is_new)"
         " SELECT count(*) AS written, count(*) FILTER (WHERE is_new) AS inserted FROM w"
     ).format(upsert(target, staging))
+
+
+def update_matched(target: Target, staging: Place) -> sql.Composed:
+    """Return the statement that rewrites rows that differ, for a key without unique index: some change partitions."""
+    written = [column.name for column in target.columns if not column.fixed]
+    sets = [sql.SQL("{0} = s.{0}").format(sql.Identifier(name)) for name in written]
+    if target.has_mark:
+        sets.append(sql.SQL("{} = NULL").format(sql.Identifier(DELETED_AT)))
+    return sql.SQL("UPDATE {} AS t SET {} FROM {} AS s WHERE {} AND {}").format(
+        target.table, _list(sets), staging_name(staging), same_key(target, "s"), _differs(target, "s")
+    )
+
+
+def insert_unmatched(target: Target, staging: Place) -> sql.Composed:
+    """Return the statement that inserts the rows whose key no row of the target has, deleted ones neither."""
+    return sql.SQL(
+        "INSERT INTO {0} ({1}) OVERRIDING SYSTEM VALUE SELECT {2} FROM {3} AS s"
+        " WHERE NOT EXISTS (SELECT FROM {0} AS t WHERE {4})"
+    ).format(
+        target.table,
+        _names(_column_names(target)),
+        _qualified("s", _column_names(target)),
+        staging_name(staging),
+        same_key(target, "s"),
+    )
+
+
+def count_ambiguous(target: Target, staging: Place) -> sql.Composed:
+    """Return how many staged keys several rows of the target have."""
+    return sql.SQL(
+        "SELECT count(*) AS rows FROM (SELECT FROM {} AS t JOIN {} AS s ON {} GROUP BY {} HAVING count(*) > 1) AS x"
+    ).format(target.table, staging_name(staging), same_key(target, "s"), _qualified("t", target.key))
+
+
+def count_repeated(table: Place, key: Sequence[str]) -> sql.Composed:
+    """Return how many keys several rows of a table have. table: a staging table, or the target's qualified name."""
+    return sql.SQL("SELECT count(*) AS rows FROM (SELECT FROM {} AS x GROUP BY {} HAVING count(*) > 1) AS y").format(
+        staging_name(table), _qualified("x", key)
+    )
 
 
 def keep_extra(target: Target, staging: Place, kept: str) -> sql.Composed:

@@ -103,13 +103,17 @@ def _list_fed(rows: Iterable[Row], existing: Relation, spellings: Mapping[str, s
                 increment=row["increment"],
                 least=row["least"],
                 most=row["most"],
-                is_indexed=existing.index_on(row["column"]) is not None,
+                is_indexed=_knows_highest(existing, row["column"]),
                 is_followed=row["is_plain"] and _is_number(spellings[row["column"]]),
             ),
         )
         for row in rows
         if row["column"] in spellings
     ]
+
+
+def _knows_highest(existing: Relation, column: str) -> bool:
+    return any(i.columns[:1] == (column,) and i.method == "btree" and i.covers_all for i in existing.indexes)
 
 
 def _is_number(spelling: str) -> bool:

@@ -87,7 +87,7 @@ class ShadowLoad(KeyedLoad):
         return self.shadow or self.staging
 
     def _stage_changes(self) -> None:
-        if self.reading.load_type != FULL or self.evolution.before:
+        if self.reading.load_type != FULL or self.evolution.before or self.evolution.reindexes:
             # Others do not see yet what this transaction has made of the table, and would wait for its end.
             super()._stage_changes()
             return

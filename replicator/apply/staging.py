@@ -114,8 +114,9 @@ class Staging:
 
     def trim(self) -> None:
         """Drop what was not used for longest. Inside a transaction, before its first `take`."""
-        while len(self._names) > _MOST_KEPT:
-            purpose = next(iter(self._names))
-            name = self._names.pop(purpose)
-            self._connection.execute(drop_staging(name))
-            self._measured.discard(name)
+        purposes = list(self._names)[: max(0, len(self._names) - _MOST_KEPT)]
+        if not purposes:
+            return
+        names = [self._names.pop(purpose) for purpose in purposes]
+        self._connection.execute(drop_staging(*names))
+        self._measured.difference_update(names)

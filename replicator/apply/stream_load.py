@@ -18,13 +18,14 @@ import psycopg
 
 from replicator.apply.change_load import ChangeLoad, LiveTable, key_cells, make_load
 from replicator.apply.control import Control, label_enums
-from replicator.apply.job import Job
+from replicator.apply.job import Job, explain_kept_rows
 from replicator.apply.sequence import Fed, move_sequences
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import (
     FittedTarget,
     describe_target,
+    has_rewritten_columns,
     order_by_foreign_keys,
     plan_target,
     record_columns,
@@ -37,11 +38,14 @@ from replicator.cell import is_text
 from replicator.changes import Changes, KeyText, RowFinder, Segment, halve, split_gone
 from replicator.db import TAKEN, Connection, translated
 from replicator.digest import Digest
-from replicator.errors import DataRefused
+from replicator.errors import DataRefused, OperatorError, PassingError
 from replicator.fold import GONE, UNKNOWN, KeyedFold
 from replicator.position import Lsn
+from replicator.relation import Relation
 from replicator.strategy import stream_guarantee
 
+TARGET_CHANGED = "target_changed"
+"""The id of the error of a table whose target is not what it was when the session began."""
 _CAREFUL_BATCHES = 200
 """Where one batch had to be brought in anew, with savepoints, the next may have to as well."""
 
@@ -85,7 +89,9 @@ class StreamLoader:
         self._guarantees: dict[str, str] = {}
         self._live: dict[str, LiveTable] = {}
         self._fitted: dict[tuple[str, int], FittedTarget] = {}
-        self._changers: dict[int, RowChangers] | None = None
+        self._left_out: set[tuple[str, int]] = set()
+        # By OID of the target: what was found in it that changes rows; None in one without.
+        self._changers: dict[int, RowChangers | None] = {}
         self._sequences: dict[str, tuple[Fed, ...]] = {}
         self._figures: dict[str, Figures] = {}
         self._corrected: Counter[str] = Counter()
@@ -148,6 +154,13 @@ class StreamLoader:
                 self.abandon()
                 self._careful_batches = _CAREFUL_BATCHES
                 self._bring(changes, careful=True)
+        except OperatorError as error:
+            before = self._live.get(error.table or "")
+            self.abandon()
+            if before is not None and self._has_changed(before):
+                why = f"somebody altered it there; SQLSTATE {error.sqlstate}"
+                raise _target_altered(error.table, why, error.sqlstate) from error
+            raise
         except BaseException:
             self.abandon()
             raise
@@ -180,6 +193,42 @@ class StreamLoader:
             assert changes.position is not None
             self._finish(changes, changes.position)
             self.connection.execute("COMMIT")
+
+    def leave_out(self, table: str) -> None:
+        """Take nothing more of a table in the shapes that it has had; it is read again, in another one."""
+        self._left_out |= {one for one in self._shapes if one[0] == table}
+
+    def spell_refused_key(self, table: str) -> KeyText | None:
+        """Return the text of the refused row's key; None when there is no such row, or it has no key."""
+        if self.refused_key is None or not self.binary:
+            return self.refused_key
+        job = next(job for (name, _), job in self._shapes.items() if name == table)
+        with translating(table):
+            relation = read_relation(self.connection, *job.target)
+        if relation is None:
+            return None
+        oids = [relation.by_name[name].type_oid for name in job.mapping.key]
+        return tuple(
+            None if cell is None else self._spell(cell, oid) for cell, oid in zip(self.refused_key, oids, strict=True)
+        )
+
+    def _spell(self, cell: bytes, type_oid: int) -> bytes | None:
+        """Return the text of one cell that came in its type's binary format."""
+        told = self.connection.pgconn.exec_params(b"SELECT $1::text", [cell], param_types=[type_oid], param_formats=[1])
+        return told.get_value(0, 0) if told.ntuples else None
+
+    def _has_changed(self, live: LiveTable) -> bool:
+        """Say whether a target is not what it was any more. It was looked at when the session began."""
+        with suppress(psycopg.Error):
+            try:
+                evolution, existing, types = plan_target(self.connection, live.job)
+                if existing is None or evolution.before:
+                    return True
+                now, _ = describe_target(self.connection, live.job, existing, types, evolution, self.digest)
+            except OperatorError:
+                return True
+            return now != live.target
+        return False
 
     def abandon(self) -> None:
         """Roll back what is open, if anything is."""
@@ -215,7 +264,8 @@ class StreamLoader:
         """Apply the segments in waves: what precedes a table's new shape lands before what follows it."""
         for wave in zip_longest(*changes.segments.values()):
             pairs = zip(changes.segments, wave, strict=True)
-            self._apply_wave([(table, segment) for table, segment in pairs if segment is not None])
+            there = [(table, segment) for table, segment in pairs if segment is not None]
+            self._apply_wave([pair for pair in there if (pair[0], pair[1].version) not in self._left_out])
 
     def _apply_wave(self, wave: Sequence[tuple[str, Segment]]) -> None:
         self._lock_tables([table for table, _ in wave])
@@ -288,7 +338,7 @@ class StreamLoader:
             error = again
         if not load.quarantines:
             self.refused_key = key_cells(key)
-            raise error
+            raise explain_kept_rows(error, load.live.job, error.__cause__)
         with translating(table):
             self.control.quarantine(table, key_cells(key), self._position, error)
         load.figures.rows_quarantined += 1
@@ -387,32 +437,44 @@ class StreamLoader:
         if not new:
             return
         self._order = None
-        unknown = [one for one in new if one not in self._fitted]
-        with translating(unknown[0][0] if len(unknown) == 1 else None):
-            if len(unknown) < len(new) and self._changers is None:
-                self._changers = list_row_changers(self.connection, [one.relation for one in self._fitted.values()])
-            catalog = read_target_catalog(self.connection, [self._shapes[one] for one in unknown]) if unknown else None
         fitted = {one: self._fitted[one] for one in new if one in self._fitted}
-        for one in unknown:
-            with translating(one[0]):
-                fitted[one] = self._fit(self._shapes[one], catalog)
-        with translating(unknown[0][0] if len(unknown) == 1 else None):
-            looked_at = [fitted[one].relation for one in unknown]
-            changers = (self._changers or {}) | (list_row_changers(self.connection, looked_at) if looked_at else {})
+        unknown = [one for one in new if one not in fitted]
+        if unknown:
+            with translating(unknown[0][0] if len(unknown) == 1 else None):
+                catalog = read_target_catalog(self.connection, [self._shapes[one] for one in unknown])
+            for one in unknown:
+                with translating(one[0]):
+                    fitted[one] = self._fit(self._shapes[one], catalog)
+        self._look_for_changers(
+            [fitted[one].relation for one in unknown],
+            [one.relation for one in [*fitted.values(), *list(self._fitted.values())]],
+        )
         for (table, version), target in fitted.items():
             with translating(table):
-                self._open(self._shapes[table, version], version, target, changers.get(target.relation.oid))
+                self._open(self._shapes[table, version], version, target, self._changers[target.relation.oid])
 
-    def _fit(self, job: Job, catalog: TargetCatalog | None) -> FittedTarget:
+    def _look_for_changers(self, anew: Sequence[Relation], once: Sequence[Relation]) -> None:
+        """Find what changes rows on their way into targets: in some now, in others unless that was done before."""
+        wanted = {one.oid: one for one in (*anew, *(one for one in once if one.oid not in self._changers))}
+        if wanted:
+            with translating():
+                found = list_row_changers(self.connection, wanted.values())
+            self._changers.update({oid: found.get(oid) for oid in wanted})
+
+    def _fit(self, job: Job, catalog: TargetCatalog) -> FittedTarget:
         evolution, existing, types = plan_target(self.connection, job, catalog=catalog)
-        if evolution.before or evolution.after or existing is None:
-            for ddl in (*evolution.before, *evolution.after):
-                self.connection.execute(ddl)
-            existing, catalog = read_relation(self.connection, *job.target), None
+        if existing is None or evolution.adds or evolution.retypes or has_rewritten_columns(job, existing):
+            raise _target_altered(job.table, "a column was dropped, made anew or given another type there")
+        ddl = (*evolution.before, *evolution.reindexes, *evolution.after)
+        if ddl:
+            for statement in ddl:
+                self.connection.execute(statement)
+            existing = read_relation(self.connection, *job.target)
         if existing is None:
             raise DataRefused(f"the target of {job.table} went away", table=job.table)
-        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest, catalog=catalog)
-        return FittedTarget(existing, target, record_columns(job, types, evolution))
+        known = catalog if existing is catalog.relations.get(job.target) else None
+        target, _ = describe_target(self.connection, job, existing, types, evolution, self.digest, catalog=known)
+        return FittedTarget(existing, target, record_columns(job, existing, types, evolution))
 
     def _open(self, job: Job, version: int, fitted: FittedTarget, changers: RowChangers | None) -> None:
         """Begin to write a table in this shape, and record its columns if they are others than before."""
@@ -452,6 +514,17 @@ class StreamLoader:
                     self.control.join_table(table, position, definition)
                 self.control.save_position(position, changes.fresh_at, changes.repair_xid)
             self._move_cheap_sequences()
+
+
+def _target_altered(table: str | None, why: str, sqlstate: str | None = None) -> PassingError:
+    return PassingError(
+        f"the target of {table} changed while the listener ran",
+        why=why,
+        hint="nothing: the table is looked at again, and read again where that is needed",
+        id=TARGET_CHANGED,
+        sqlstate=sqlstate,
+        table=table,
+    )
 
 
 def translating(table: str | None = None) -> AbstractContextManager[None]:

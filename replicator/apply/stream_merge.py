@@ -98,25 +98,51 @@ def copy_unfound_keys(target: Target, resolved: str) -> sql.Composed:
 
 def insert_resolved(target: Target, resolved: str, *, found: bool) -> sql.Composed:
     """Return the statement that writes resolved rows: with the target's own columns where an old row had them."""
-    own = [column.name for column in target.columns]
-    names = [*own, *_extra(target)] if found else own
-    fixed = {column.name for column in target.columns if column.fixed}
-    sets = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names if name not in fixed]
-    if target.has_mark:
-        sets.append(sql.SQL("{} = NULL").format(sql.Identifier(DELETED_AT)))
-    return sql.SQL(
-        "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s WHERE s.{} = {}"
-        " ON CONFLICT ({}) DO UPDATE SET {}"
-    ).format(
+    insert = _insert_resolved(target, resolved, found=found)
+    if not target.has_unique_key:
+        absent = sql.SQL(" AND NOT EXISTS (SELECT FROM {} AS x WHERE {})")
+        return insert + absent.format(target.table, merge.same_columns(target.key, target.equality, "x", "s"))
+    return insert + sql.SQL(" ON CONFLICT ({}) DO UPDATE SET {}").format(
+        _names(target.key), _sets_resolved(target, "excluded", found=found)
+    )
+
+
+def update_resolved(target: Target, resolved: str, *, found: bool) -> sql.Composed:
+    """Return the statement that writes resolved rows over those that have their keys, where no unique index tells."""
+    return sql.SQL("UPDATE {} AS t SET {} FROM {} AS s WHERE s.{} = {} AND {}").format(
+        target.table,
+        _sets_resolved(target, "s", found=found),
+        staging_name(resolved),
+        sql.Identifier(_FOUND),
+        sql.Literal(found),
+        merge.same_key(target, "s"),
+    )
+
+
+def _insert_resolved(target: Target, resolved: str, *, found: bool) -> sql.Composed:
+    names = _resolved_names(target, found=found)
+    return sql.SQL("INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s WHERE s.{} = {}").format(
         target.table,
         _names(names),
         _qualified("s", names),
         staging_name(resolved),
         sql.Identifier(_FOUND),
         sql.Literal(found),
-        _names(target.key),
-        sql.SQL(", ").join(sets),
     )
+
+
+def _resolved_names(target: Target, *, found: bool) -> list[str]:
+    own = [column.name for column in target.columns]
+    return [*own, *_extra(target)] if found else own
+
+
+def _sets_resolved(target: Target, alias: str, *, found: bool) -> sql.Composed:
+    fixed = {column.name for column in target.columns if column.fixed}
+    names = [name for name in _resolved_names(target, found=found) if name not in fixed]
+    sets = [sql.SQL("{} = {}").format(sql.Identifier(name), sql.Identifier(alias, name)) for name in names]
+    if target.has_mark:
+        sets.append(sql.SQL("{} = NULL").format(sql.Identifier(DELETED_AT)))
+    return sql.SQL(", ").join(sets)
 
 
 def delete_resolved(target: Target, resolved: str) -> sql.Composed:

@@ -14,6 +14,7 @@ from replicator.apply import merge
 from replicator.apply.control import label_enums
 from replicator.apply.dependent import run_ddl
 from replicator.apply.job import Incoming, Job, Session
+from replicator.apply.ownership import claim_target
 from replicator.apply.rekey import clear_rows, unfit_rows
 from replicator.apply.sequence import Fed, find_sequences
 from replicator.apply.target import (
@@ -22,6 +23,7 @@ from replicator.apply.target import (
     find_triggers,
     fit_reading,
     plan_target,
+    read_in_full,
     record_columns,
 )
 from replicator.batch import Figures, Totals
@@ -87,12 +89,14 @@ class TableLoad(ABC):
             )
         with self.figures.phase("prepare"):
             check_apart(self.session.connection, self.job, self.incoming.facts.system_identifier)
+            claim_target(control, self.job)
             evolution, existing, types = plan_target(self.session.connection, self.job, rebuilds=self.session.rebuilds)
             self.evolution = evolution
             if evolution.empties and existing is not None:
                 self._empty(existing)
-            run_ddl(self.session.connection, self.job, existing, evolution.before)
-            if evolution.before or existing is None:
+            ddl = (*evolution.before, *evolution.reindexes)
+            run_ddl(self.session.connection, self.job, existing, ddl)
+            if ddl or existing is None:
                 existing = read_relation(self.session.connection, *self.job.target)
             if existing is None:
                 raise DataRefused(f"the target of {self.job.table} went away", table=self.job.table)
@@ -101,12 +105,18 @@ class TableLoad(ABC):
             self.target, self.shape = describe_target(
                 self.session.connection, self.job, existing, types, evolution, self.session.digest
             )
-            self.reading = fit_reading(self.reading, self.job, evolution)
+            self.reading = fit_reading(self.reading, self.job, evolution, existing)
             self.audited = self.audited or self.reading.load_type == FULL
-            self.recorded = record_columns(self.job, types, evolution)
+            self.recorded = record_columns(self.job, existing, types, evolution)
             if self.job.settings.sync_sequences:
                 spellings = {column.name: column.spelling for column in self.target.columns}
                 self.sequences = find_sequences(self.session.connection, self.job.table, existing, spellings)
+
+    def _read_all(self, reason: str) -> None:
+        """Read the table in full after all."""
+        if self.reading.load_type != FULL:
+            self.reading = read_in_full(self.reading, reason)
+        self.audited = True
 
     def stage(self) -> None:
         """Bring what may have changed into staging, or straight into a table that is empty."""

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 import psycopg
 from psycopg import sql
 
-from replicator.apply.evolve import Evolution, Recorded, create_schema, plan_creation, plan_evolution
+from replicator.apply.evolve import (
+    Evolution,
+    Recorded,
+    create_schema,
+    describe_storage,
+    is_rewritten,
+    plan_creation,
+    plan_evolution,
+)
 from replicator.apply.job import Job
 from replicator.apply.merge import Target, TargetColumn
 from replicator.apply.rekey import fit_rows
@@ -27,7 +35,7 @@ from replicator.catalog import (
 )
 from replicator.db import Connection
 from replicator.digest import Digest
-from replicator.errors import ConfigError, SafetyStop, SchemaDrift
+from replicator.errors import ConfigError, ReplicatorError, SafetyStop, SchemaDrift
 from replicator.reading import Reading
 from replicator.relation import PARTITIONED, Relation
 from replicator.rules import find_naming_columns
@@ -120,13 +128,18 @@ def _used_types(job: Job) -> list[int]:
     return used
 
 
+def is_database(connection: Connection, database_oid: int, system_identifier: str) -> bool:
+    """Say whether the target is this database of this cluster: the source's own."""
+    if connection.execute(statement("source.database"), {}).fetchone() != {"oid": database_oid}:
+        return False
+    cluster = connection.execute(statement("source.system_identifier"), {}).fetchone()
+    return cluster == {"system_identifier": system_identifier}
+
+
 def check_apart(connection: Connection, job: Job, system_identifier: str) -> None:
     """Raise ConfigError if the target is the source's own table, or a part of it. system_identifier: the source's."""
     relation = job.mapping.relation
-    if connection.execute(statement("source.database"), {}).fetchone() != {"oid": relation.database}:
-        return
-    cluster = connection.execute(statement("source.system_identifier"), {}).fetchone()
-    if cluster != {"system_identifier": system_identifier}:
+    if not is_database(connection, relation.database, system_identifier):
         return
     oid = find_relations(connection, [job.target]).get(job.target)
     if oid == relation.oid or oid in [member.oid for member in relation.members]:
@@ -150,9 +163,18 @@ def plan_target(
     """Return the DDL that the job's target needs, the target as it stands, and the wanted types by name.
 
     catalog: what was read of this target and others; else it is read now. rebuilds: all rows are read again, so that
-    columns may be emptied for another type.
+    columns may be emptied for another type. Raises our errors as `plan_evolution` does, each with the job's table.
     """
-    catalog = catalog or read_target_catalog(connection, [job])
+    try:
+        return _plan_target(connection, job, planned_enums, catalog or read_target_catalog(connection, [job]), rebuilds)
+    except ReplicatorError as error:
+        error.table = error.table or job.table
+        raise
+
+
+def _plan_target(
+    connection: Connection, job: Job, planned_enums: Sequence[EnumChange], catalog: TargetCatalog, rebuilds: bool
+) -> tuple[Evolution, Relation | None, dict[str, Resolved]]:
     types = catalog.resolve_types(job, planned_enums)
     existing = catalog.relations.get(job.target)
     if existing is None:
@@ -230,6 +252,7 @@ def describe_target(
         extra,
         job.settings.deletes == "soft",
         existing.kind == PARTITIONED,
+        not mapping.key or existing.find_key_index(mapping.key) is not None,
     )
     casts = {
         o.name: current[o.name]
@@ -264,28 +287,51 @@ def refuse_rules(job: Job, rules: Sequence[str]) -> None:
 
 
 def find_equality(existing: Relation, key: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Return the operator (schema, name) by which each key column is compared: its unique index's own, else "="."""
-    for index in existing.indexes:
-        if index.unique and set(index.columns) == set(key):
-            operators = dict(zip(index.columns, index.equality, strict=True))
-            return tuple(operators[name] for name in key)
-    return tuple(("pg_catalog", "=") for _ in key)
+    """Return the operator (schema, name) by which each key column is compared: its own index's, else "="."""
+    index = existing.find_key_index(key) or existing.find_leading_index(key)
+    if index is None:
+        return tuple(("pg_catalog", "=") for _ in key)
+    operators = dict(zip(index.columns, index.equality, strict=True))
+    return tuple(operators[name] for name in key)
 
 
-def record_columns(job: Job, types: dict[str, Resolved], evolution: Evolution) -> tuple[Recorded, ...]:
-    """Return the columns as they are copied now, for the next time to compare with."""
-    naming = find_naming_columns(job.mapping, job.settings)
+def record_columns(
+    job: Job, existing: Relation, types: dict[str, Resolved], evolution: Evolution
+) -> tuple[Recorded, ...]:
+    """Return the columns as they are copied now, for the next time to compare with. existing: after the DDL."""
+    naming, storage = find_naming_columns(job.mapping, job.settings), describe_storage(existing)
     return tuple(
         Recorded(
-            o.source.number, o.source.name, o.name, types[o.name].spelling, o.source.name in naming or "where" in naming
+            o.source.number,
+            o.source.name,
+            o.name,
+            types[o.name].spelling,
+            o.source.name in naming or "where" in naming,
+            storage[o.name],
         )
         for o in job.mapping.outputs
         if o.name not in evolution.left_out
     )
 
 
-def fit_reading(reading: Reading, job: Job, evolution: Evolution) -> Reading:
-    """Return the reading, a full one where the position belongs to rows that are not in this target."""
+def has_rewritten_columns(job: Job, existing: Relation) -> bool:
+    """Say whether DDL on the target changed values since the last sync: no row of the source tells of it."""
+    before = {column.target: column for column in job.record.columns}
+    numbers = {column.number: column for column in job.record.columns}
+    is_same_source = job.record.source_oid == job.mapping.relation.oid
+    storage = describe_storage(existing)
+    for output in job.mapping.outputs:
+        known = numbers.get(output.source.number) if is_same_source else before.get(output.name)
+        if known is not None and output.name in storage and is_rewritten(known.storage, storage[output.name]):
+            return True
+    return False
+
+
+def fit_reading(reading: Reading, job: Job, evolution: Evolution, existing: Relation | None) -> Reading:
+    """Return the reading, a full one where the position belongs to rows that are not in this target.
+
+    existing: the target, None before it is made.
+    """
     reason = ""
     if evolution.creates:
         reason = "the target table is not there"
@@ -295,10 +341,19 @@ def fit_reading(reading: Reading, job: Job, evolution: Evolution) -> Reading:
         reason = "the key changed"
     elif evolution.adds:
         reason = "the target lacks a column"
+    elif evolution.retypes:
+        reason = "a column of the target gets another type"
     elif job.record.target not in (None, format_table_name(*job.target)):
         reason = "the target was another table"
+    elif existing is not None and has_rewritten_columns(job, existing):
+        reason = "a column of the target was changed or made anew there"
     if not reason or reading.load_type == FULL:
         return reading
+    return read_in_full(reading, reason)
+
+
+def read_in_full(reading: Reading, reason: str) -> Reading:
+    """Return the reading of every row."""
     return replace(reading, load_type=FULL, since_xid=None, since_mark=None, audit=False, reason=reason)
 
 

@@ -89,6 +89,15 @@ def check_identity(table: str, mapping: Mapping, identities: Sequence[Identity])
         )
 
 
+def has_identity(table: str, mapping: Mapping, identities: Sequence[Identity]) -> bool:
+    """Say whether the stream would name every changed row by the key."""
+    try:
+        check_identity(table, mapping, identities)
+    except PreflightError:
+        return False
+    return True
+
+
 def _check_logged(table: str, identity: Identity) -> None:
     if identity.is_logged:
         return

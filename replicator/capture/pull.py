@@ -156,13 +156,15 @@ def take_snapshot(
         failures = _lock(connection, relations)
         observation = observe(watcher, [pid, server_pid(watcher)])
         row = connection.execute(statement("source.snapshot_facts"), {}).fetchone()
+        if row is not None and row["pid"] != pid:
+            raise not_pinned("source")
     except psycopg.Error as error:
         connection.close()
         raise translate(error, side="source") from error
-    assert row is not None
-    if row["pid"] != pid:
+    except ReplicatorError:
         connection.close()
-        raise not_pinned("source")
+        raise
+    assert row is not None
     facts = SnapshotFacts(
         exported=row["exported"],
         xmin=int(row["xmin"]),
@@ -185,10 +187,11 @@ def list_rewritten(snapshot: Snapshot, oids: Iterable[int]) -> list[int]:
 
 def set_up_read(connection: Connection, access: Access) -> None:
     """Make a read see all rows or fail, pin how values are spelled, bound waits for locks. First in its transaction."""
-    own = sql.SQL("; SET LOCAL row_security = off; SET LOCAL lock_timeout = {}")
-    lock_timeout = sql.Literal(f"{int(access.lock_timeout_s * 1000)}ms")
     # Several statements at once, which cannot be prepared.
-    connection.execute(pin_transaction() + own.format(lock_timeout), prepare=False)
+    connection.execute(pin_transaction() + sql.SQL("; SET LOCAL row_security = off"), prepare=False)
+    connection.execute(
+        sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{int(access.lock_timeout_s * 1000)}ms"))
+    )
 
 
 def _lock(connection: Connection, relations: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], ReplicatorError]:

@@ -271,7 +271,7 @@ def history(
 @app.command()
 def health(config: Config = None, json: Json = False) -> None:
     """Say in one line whether all is well; exit 0 when it is, 1 when not."""
-    from replicator.cli.report import show_health
+    from replicator.cli.health import show_health
 
     _exit(show_health(config, as_json=json))
 

@@ -29,7 +29,7 @@ from replicator.preflight.server import (
 from replicator.preflight.stream import check_stream
 from replicator.preflight.table import check_expressions, check_foreign_keys, check_plan
 from replicator.sync.planning import forbid_writing, make_plan
-from replicator.sync.preparation import choose_digest, open_access
+from replicator.sync.preparation import check_home, choose_digest, open_access, read_home
 from replicator.sync.rights import TargetRights
 
 _KEYS = ("id", "severity", "table", "message", "hint")
@@ -98,6 +98,7 @@ class _Check:
 
     def _check_tables(self, access: Access, source: Connection, target: Connection) -> None:
         try:
+            check_home(source, target, read_home(self.settings, target))
             with translated("target"):
                 here = read_server_facts(target)
                 can_replicate, finding = check_replica_role(target, here)

@@ -30,7 +30,10 @@ def forget_table(config: Path | None, table: str, *, yes: bool, as_json: bool) -
             control.take_lock("run", wait_s)
             # A run that lost the session with its lock may still be loading: then it holds the table's row.
             with control.waiting(wait_s):
-                is_known = control.exists() and control.forget(name)
+                is_known = control.exists()
+                if is_known:
+                    control.migrate()
+                    is_known = control.forget(name)
         if not is_known:
             raise UsageError(f"nothing is known of {name}", hint="replicator status lists the known tables")
     if as_json:

@@ -1,4 +1,4 @@
-"""The commands that only look: `status`, `history`, `health`."""
+"""The commands that only look: `status` and `history`."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from replicator.apply.control import Control, TableRecord
-from replicator.apply.stream_control import ListenerState, StreamControl, StreamTable
+from replicator.apply.stream_control import ListenerState, ParkedTable, StreamControl
+from replicator.cli.health import describe_reasons, describe_seen_slot, watch_source
 from replicator.cli.output import print_json, print_table
 from replicator.cli.session import open_control, open_settings
-from replicator.config.settings import Settings, target_dsn
-from replicator.errors import EXIT_FAILED, EXIT_OK, PassingError, PreflightError, ReplicatorError
-from replicator.monitor.incident import in_words
-from replicator.relation import TABLE
-from replicator.selection import parse_table_name, select_entry
+from replicator.config.settings import target_dsn
+from replicator.errors import EXIT_OK
+from replicator.monitor.dead_runs import has_died, read_alive
+from replicator.monitor.facts import has_stream, read_facts
+from replicator.monitor.health import find_table_state, judge
 from replicator.strategy import BOUNDED, EXACT
 from replicator.sync.inventory import read_table_argument
+from replicator.sync.preparation import unknown_record
 
 Row = dict[str, Any]
 
 
 def show_status(config: Path | None, *, as_json: bool) -> int:
-    """Print where every table stands, and the stream if there is one."""
+    """Print where every table stands, the state of health with its reasons, and the stream if there is one."""
     settings = open_settings(config)
+    source = watch_source(settings)
     with open_control(settings) as control:
-        control_exists = control.exists() and not control.list_pending()
-        streams = StreamControl(control.connection, control.schema, control.pipeline)
-        state = streams.read_state() if control_exists else None
-        streamed = streams.read_tables() if control_exists else {}
-        tables = _read_status(control, state, streamed) if control.exists() else []
-        waiting = Counter(row["table_name"] for row in streams.read_quarantine()) if control_exists else Counter()
-    for table in tables:
-        table["quarantined"] = waiting[table["table"]]
-    slot = _look_at_slot(settings) if state is not None and state.slot_name is not None else None
+        health = judge(read_facts(control, settings, source))
+        is_ready = control.exists() and not control.list_pending()
+        tables = _read_status(control) if is_ready else []
+        is_streamed = is_ready and has_stream(control)
+    slot = describe_seen_slot(settings, source) if is_streamed else None
     if as_json:
-        print_json({"pipeline": settings.pipeline, "tables": tables, "slot": slot})
+        print_json({"pipeline": settings.pipeline, **health.document(), "tables": tables, "slot": slot})
         return EXIT_OK
     columns = ("table", "target", "strategy", "guarantee", "data as of", "lag", "last run", "status")
-    print_table(columns, [_status_row(table) for table in tables], right=("lag",))
-    if waiting:
-        print(f"\n{waiting.total()} rows in quarantine: replicator quarantine list")
+    shown = sorted(tables, key=_rank)
+    print_table(columns, [_status_row(table) for table in shown], right=("lag",))
+    if health.reasons:
+        print(f"\n{describe_reasons(health)}")
     if slot is not None:
         print(f"\n{_describe_slot(slot)}")
     if target_dsn(settings) is None:
@@ -49,18 +49,6 @@ def show_status(config: Path | None, *, as_json: bool) -> int:
 
         print(f"\n{describe(settings.data_dir).summary}")
     return EXIT_OK
-
-
-def _look_at_slot(settings: Settings) -> Row:
-    """Return the slot as JSON has it; of one that is gone, or whose source does not answer, only the name."""
-    from replicator.cli.slot import describe_slot, watch_slot
-
-    unknown = dict.fromkeys(("active", "wal_status", "lag_bytes", "safe_wal_bytes", "invalid_in_seconds"))
-    try:
-        found = watch_slot(settings)
-    except ReplicatorError as error:
-        return {"name": settings.slot_name, **unknown, "wal_status": f"unknown: {error.what}"}
-    return {"name": settings.slot_name, **unknown, "wal_status": "missing"} if found is None else describe_slot(*found)
 
 
 def _describe_slot(slot: Row) -> str:
@@ -72,23 +60,47 @@ def _describe_slot(slot: Row) -> str:
     return text
 
 
-def _read_status(control: Control, state: ListenerState | None, streamed: dict[str, StreamTable]) -> list[Row]:
-    last = control.read_last_batches()
-    now = datetime.now(UTC)
+def _read_status(control: Control) -> list[Row]:
+    """Return where every table stands, those among them that are parked and were never copied."""
+    streams = StreamControl(control.connection, control.schema, control.pipeline)
     records = control.read_records()
-    rows = [_status(record, last.get(table), now) for table, record in sorted(records.items())]
-    naming = {table for table, record in records.items() if any(c.names_objects for c in record.columns)}
-    for row in rows:
-        if row["table"] in streamed and state is not None and state.position is not None:
-            fresh = max(moment for moment in (row["fresh_as_of"], state.fresh_at) if moment is not None)
-            row.update(
-                strategy="stream",
-                guarantee=BOUNDED if row["table"] in naming else EXACT,
-                position=str(state.position),
-                fresh_as_of=fresh,
-                lag_seconds=round((now - fresh).total_seconds(), 1),
-            )
+    state, streamed, parked, copying = (
+        streams.read_state(), streams.read_tables(), streams.read_parked(), streams.read_copying(),
+    )  # fmt: skip
+    waiting = Counter(row["table_name"] for row in streams.read_quarantine())
+    last = {row["table_name"]: row for row in read_alive(control, lambda: list(control.read_last_batches().values()))}
+    is_copied = state is not None and state.position is not None
+    now = datetime.now(UTC)
+    rows = []
+    for table in sorted({*records, *parked, *copying}):
+        row = _status(records.get(table) or unknown_record(table), last.get(table), now)
+        row["state"] = find_table_state(table, parked=parked, copying=copying, streamed=streamed, is_copied=is_copied)
+        row["parked"] = describe_parked(parked.get(table))
+        row["quarantined"] = waiting[table]
+        if table in streamed and state is not None and state.position is not None:
+            row.update(_stream_status(row, state, now, records.get(table)))
+        rows.append(row)
     return rows
+
+
+def describe_parked(parked: ParkedTable | None) -> Row | None:
+    """Return why a table is parked, as JSON has it; None of one that is not."""
+    if parked is None:
+        return None
+    lsn = None if parked.lsn is None else str(parked.lsn)
+    return {"since": parked.since, "lsn": lsn, "id": parked.id, "message": parked.message, "hint": parked.hint}
+
+
+def _stream_status(row: Row, state: ListenerState, now: datetime, record: TableRecord | None) -> Row:
+    names_objects = record is not None and any(column.names_objects for column in record.columns)
+    fresh = max((moment for moment in (row["fresh_as_of"], state.fresh_at) if moment is not None), default=None)
+    return {
+        "strategy": "stream",
+        "guarantee": BOUNDED if names_objects else EXACT,
+        "position": str(state.position),
+        "fresh_as_of": fresh,
+        "lag_seconds": None if fresh is None else round((now - fresh).total_seconds(), 1),
+    }
 
 
 def _status(record: TableRecord, last_run: Row | None, now: datetime) -> Row:
@@ -97,6 +109,8 @@ def _status(record: TableRecord, last_run: Row | None, now: datetime) -> Row:
     return {
         "table": record.table,
         "target": record.target,
+        "state": "nightly",
+        "parked": None,
         "strategy": state.strategy,
         "guarantee": record.guarantee,
         "watermark": state.watermark_mark,
@@ -106,6 +120,13 @@ def _status(record: TableRecord, last_run: Row | None, now: datetime) -> Row:
         "verified_through": state.verified_through,
         "last_run": last_run,
     }
+
+
+def _rank(table: Row) -> tuple[int, str]:
+    """Return what tables are sorted by for people: those in trouble come first."""
+    if table["state"] == "parked":
+        return 0, table["table"]
+    return (1 if (table["last_run"] or {}).get("status") == "failed" else 2), table["table"]
 
 
 def _status_row(table: Row) -> tuple[object, ...]:
@@ -119,8 +140,13 @@ def _status_row(table: Row) -> tuple[object, ...]:
         table["fresh_as_of"],
         None if lag is None else str(timedelta(seconds=int(lag))),
         last.get("completed_at") or last.get("started_at"),
-        last.get("status"),
+        table["state"] if table["state"] in ("parked", "copying") else _name_status(last),
     )
+
+
+def _name_status(batch: Row) -> str | None:
+    """Return how a batch ended, for people."""
+    return "died" if has_died(batch) else batch.get("status")
 
 
 def show_history(config: Path | None, table: str | None, limit: int, *, as_json: bool) -> int:
@@ -128,7 +154,7 @@ def show_history(config: Path | None, table: str | None, limit: int, *, as_json:
     settings = open_settings(config)
     name = None if table is None else read_table_argument(table)
     with open_control(settings) as control:
-        rows = control.read_history(name, limit) if control.exists() else []
+        rows = read_alive(control, lambda: control.read_history(name, limit)) if control.exists() else []
     if as_json:
         print_json({"batches": rows})
         return EXIT_OK
@@ -158,7 +184,7 @@ def _history_row(row: Row) -> tuple[object, ...]:
         row["table_name"],
         row["path"],
         row["load_type"],
-        row["status"],
+        _name_status(row),
         row["rows_extracted"],
         row["rows_inserted"],
         row["rows_updated"],
@@ -167,66 +193,3 @@ def _history_row(row: Row) -> tuple[object, ...]:
         f"{row['duration_seconds'] or 0:.2f}",
         row["error_message"],
     )
-
-
-def show_health(config: Path | None, *, as_json: bool) -> int:
-    """Print one line; return 0 when every table is healthy, 1 when not."""
-    settings = open_settings(config)
-    try:
-        with open_control(settings) as control:
-            reasons = find_reasons(control, settings) if control.exists() else ["nothing has been synced yet"]
-    except (PreflightError, PassingError) as error:
-        reasons = [error.message]
-    if as_json:
-        print_json({"healthy": not reasons, "reasons": reasons})
-    else:
-        print("unhealthy: " + "; ".join(reasons) if reasons else "healthy")
-    return EXIT_FAILED if reasons else EXIT_OK
-
-
-def find_reasons(control: Control, settings: Settings) -> list[str]:
-    """Return why the pipeline is not healthy, in plain words; empty when it is."""
-    records, last = control.read_records(), control.read_last_batches()
-    successes = control.read_last_successes()
-    streams = StreamControl(control.connection, control.schema, control.pipeline)
-    has_stream = not control.list_pending()
-    streamed = streams.read_tables() if has_stream else {}
-    reasons = [] if records else ["nothing has been synced yet"]
-    oldest = datetime.now(UTC) - settings.alerts.stale_after
-    for table in sorted(records):
-        if last.get(table, {}).get("status") == "skipped":
-            reasons.append(f"{table}: it is gone from the source ({last[table]['error_code']})")
-            continue
-        wrong = []
-        if last.get(table, {}).get("status") == "failed":
-            wrong.append(f"{table}: the last run failed ({last[table]['error_code']})")
-        if table not in successes:
-            wrong.append(f"{table}: never synced")
-        elif successes[table] < oldest and table not in streamed:
-            wrong.append(f"{table}: no success for {in_words(datetime.now(UTC) - successes[table])}")
-        if wrong and select_entry(settings.entries, *parse_table_name(table), TABLE) is None:
-            wrong = [f"{table}: the configuration does not select it any more (replicator forget '{table}' --yes)"]
-        reasons += wrong
-    if has_stream and (waiting := len(streams.read_quarantine())):
-        reasons.append(f"{waiting} rows in quarantine")
-    return reasons + (_find_stream_reasons(streams, settings) if has_stream else [])
-
-
-# A listener writes its position at least every second while it streams, so this long without one is trouble.
-_LISTENER_LAG = timedelta(minutes=5)
-
-
-def _find_stream_reasons(streams: StreamControl, settings: Settings) -> list[str]:
-    """Return what is wrong with the stream, if there is one."""
-    state = streams.read_state()
-    if state is None or state.slot_name is None:
-        return []
-    reasons = [] if streams.is_listening() else ["the listener does not run"]
-    if state.position is None:
-        reasons.append("the listener's copy is not complete")
-    elif state.fresh_at is not None and datetime.now(UTC) - state.fresh_at > _LISTENER_LAG:
-        reasons.append(f"the listener is {in_words(datetime.now(UTC) - state.fresh_at)} behind")
-    slot = _look_at_slot(settings)
-    if slot["wal_status"] not in ("reserved", "extended"):
-        reasons.append(f"slot {slot['name']}: {slot['wal_status']}")
-    return reasons

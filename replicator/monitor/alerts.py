@@ -20,20 +20,17 @@ from datetime import UTC, datetime
 import psycopg
 
 from replicator.apply.control import Control
-from replicator.apply.stream_control import ListenerState, StreamControl
-from replicator.capture.source_state import SlotFacts, read_slot
+from replicator.capture.source_state import SlotFacts
 from replicator.config.settings import Settings
 from replicator.db import Connection, closing, connect, translated
 from replicator.errors import LockHeldError, OperatorError, ReplicatorError, UsageError, unexpected
+from replicator.monitor.facts import ask_source, has_stream, read_facts
+from replicator.monitor.health import Kind, PipelineFacts
 from replicator.monitor.incident import (
     Decision,
     Incident,
     Kept,
     Key,
-    Kind,
-    ListenerSight,
-    Sight,
-    SlotSight,
     decide,
     describe_ended,
     describe_new,
@@ -41,10 +38,8 @@ from replicator.monitor.incident import (
 )
 from replicator.monitor.memory import AlertMemory
 from replicator.monitor.messenger import Messenger
-from replicator.monitor.observe import measure_slot
 from replicator.monitor.operation import Operation
 from replicator.position import Lsn
-from replicator.sync.preparation import open_access
 from replicator.telemetry.log import get_logger
 
 CHECK_EVERY_S = 15.0
@@ -54,7 +49,7 @@ _LOCK_WAIT_S = 30.0
 _RATE_SPAN_S = (30.0, 1800.0)
 _SETTLE_S = 180.0
 _AFTER_OUTAGE = frozenset({Kind.DEAD_RUN, Kind.STALE, Kind.LISTENER, Kind.LAG})
-_OF_A_RUN = frozenset({Kind.RUN, Kind.DEAD_RUN})
+_OF_A_RUN = frozenset({Kind.RUN, Kind.DEAD_RUN, Kind.SOURCE})
 
 
 class Alarm:
@@ -150,13 +145,13 @@ class Alarm:
             control.take_lock("alerts", _LOCK_WAIT_S if is_final else 0.0)
             operation = Operation(connection, control.schema, control.pipeline)
             kept = operation.read_incidents()
-            sight = self._look(control, operation)
-            found, unknown = find_incidents(sight, kept)
+            facts = self._look(control)
+            found, unknown = find_incidents(facts, kept)
             if self._is_settling():
                 unknown |= _AFTER_OUTAGE
                 found = [one for one in found if one.kind not in _AFTER_OUTAGE]
-            decision = decide(found, kept, sight.now, unknown=unknown, is_final=is_final)
-            for one in (*decision.fresh, *self._tell(decision, sight.now)):
+            decision = decide(found, kept, facts.now, unknown=unknown, is_final=is_final)
+            for one in (*decision.fresh, *self._tell(decision, facts.now)):
                 operation.save_incident(one)
             for key in self._tell_ended(decision):
                 operation.delete_incident(key)
@@ -168,55 +163,10 @@ class Alarm:
         timeout_s = min(_ANSWER_S, self._settings.source.connect_timeout.total_seconds())
         return connect(self._conninfo, side="target", timeout_s=timeout_s, first=True)
 
-    def _look(self, control: Control, operation: Operation) -> Sight:
-        streams = StreamControl(control.connection, control.schema, control.pipeline)
-        state, streamed = streams.read_state(), streams.read_tables()
-        # Before the lock is asked for: a run takes it first and writes its rows then.
-        running = operation.count_running()
-        has_dead_run = running > 0 and not streams.is_held("run")
-        tables = {*control.read_records(), "-"}
-        listener, slot, problem = self._look_at_stream(streams, state)
-        return Sight(
-            now=datetime.now(UTC),
-            stale_after=self._settings.alerts.stale_after,
-            verdicts={table: verdict for table, verdict in operation.read_verdicts().items() if table in tables},
-            successes=operation.read_successes(),
-            streamed=frozenset(streamed),
-            quarantined=operation.read_waiting(),
-            mismatched=operation.read_mismatches(),
-            has_dead_run=has_dead_run,
-            listener=listener,
-            slot=slot,
-            source_problem=problem,
-        )
-
-    def _look_at_stream(
-        self, streams: StreamControl, state: ListenerState | None
-    ) -> tuple[ListenerSight | None, SlotSight | None, str | None]:
-        """Return listener, slot, and why the source did not answer; nothing of them for a pipeline without a stream."""
-        if state is None or state.slot_name is None:
-            return None, None, None
-        listener = ListenerSight(streams.is_listening(), state.position is not None, state.fresh_at)
-        name = self._settings.slot_name
-        try:
-            with (
-                closing(open_access(self._settings).open_at_slot(self._settings.slot_name, first=True)) as connection,
-                translated("source"),
-            ):
-                slot = read_slot(connection, name)
-        except ReplicatorError as error:
-            return listener, None, error.message
-        return listener, SlotSight(name, "missing") if slot is None else self._see_slot(slot), None
-
-    def _see_slot(self, slot: SlotFacts) -> SlotSight:
-        size = measure_slot(slot)
-        return SlotSight(
-            slot.name,
-            slot.wal_status or "unknown",
-            retained_bytes=size.retained_bytes,
-            safe_wal_bytes=slot.safe_wal_bytes,
-            invalid_in_s=self._forecast(slot),
-        )
+    def _look(self, control: Control) -> PipelineFacts:
+        """Return the facts. Of a source that only the nightly run reads, that run tells whether it answers."""
+        source = ask_source(self._settings, self._forecast) if has_stream(control) else None
+        return read_facts(control, self._settings, source)
 
     def _forecast(self, slot: SlotFacts) -> float | None:
         """Return in how many seconds the slot is lost at the rate of the last half hour; None when that is unknown."""
@@ -257,7 +207,7 @@ class Alarm:
 
 def _target_incident(problem: Exception) -> Incident:
     if isinstance(problem, ReplicatorError):
-        return Incident(Kind.TARGET, problem.code, problem.message)
+        return Incident(Kind.TARGET, problem.code, problem.message, hint=problem.hint)
     return Incident(Kind.TARGET, "connection_lost", "the connection to the target was lost")
 
 
@@ -266,7 +216,7 @@ def _command_incident(error: Exception) -> list[Incident]:
     if isinstance(error, UsageError):
         return []
     known = error if isinstance(error, ReplicatorError) else unexpected(error)
-    return [Incident(Kind.COMMAND, known.code, f"{known.message} ({known.code})")]
+    return [Incident(Kind.COMMAND, known.code, f"{known.message} ({known.code})", hint=known.hint)]
 
 
 def check_after(settings: Settings, target_conninfo: str | None, error: Exception | None) -> None:

@@ -8,30 +8,17 @@ names and SQLSTATEs: what they come from holds no values.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from datetime import datetime
 
+from replicator.monitor.health import Kind, PipelineFacts, judge
 
-class Kind(StrEnum):
-    """What an incident is of. The text of `etl_control.error_code` tells failures of a run apart."""
-
-    RUN = "run"
-    DEAD_RUN = "dead_run"
-    STALE = "stale"
-    QUARANTINE = "quarantine"
-    DIFFERS = "differs"
-    LISTENER = "listener"
-    LAG = "lag"
-    SLOT = "slot"
-    FORECAST = "forecast"
-    RETAINED = "retained"
-    SOURCE = "source"
-    TARGET = "target"
-    COMMAND = "command"
-
-
+_DAY_S = 26 * 3600.0
 PATIENCE_S: Mapping[Kind, float] = {
+    Kind.NOT_READY: _DAY_S,
+    Kind.EMPTY: _DAY_S,
+    Kind.NEVER: _DAY_S,
+    Kind.COPY: _DAY_S,
     Kind.DEAD_RUN: 60.0,
     Kind.LISTENER: 60.0,
     Kind.LAG: 60.0,
@@ -41,16 +28,9 @@ PATIENCE_S: Mapping[Kind, float] = {
 }
 """For how long an incident has to last until somebody is told; the others at once."""
 
-LAG = timedelta(minutes=5)
-LAG_OVER = timedelta(minutes=1)
-FORECAST = timedelta(hours=6)
-FORECAST_OVER = timedelta(hours=12)
-RETAINED_BYTES = 10 * 1024**3
-RETAINED_OVER_BYTES = 5 * 1024**3
-_HEALTHY_SLOT = ("reserved", "extended")
-
 _SAFETY_STOPS = ("source_empty", "too_many_deletes", "row_security", "source_changed", "safety_stop")
 _DRIFTS = ("schema_drift", "dependent_object", "new_key", "generated_target")
+_WHAT_LENGTH = 120
 
 Key = tuple[str, str]
 """Kind and table; the table is empty where the incident is not of one."""
@@ -58,12 +38,16 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """Something that is wrong. message: our own words, without a name that is in `table` already."""
+    """Something that is wrong. message: our own words, without a name that is in `table` already.
+
+    hint: what to do; None of one that is remembered, for it was told when it began.
+    """
 
     kind: Kind
     code: str
     message: str
     table: str = ""
+    hint: str | None = None
 
     @property
     def key(self) -> Key:
@@ -72,33 +56,75 @@ class Incident:
 
     @property
     def headline(self) -> str:
-        """Return a few words of what happened."""
-        word = _headline_of_run(self.code) if self.kind is Kind.RUN else _HEADLINES[self.kind]
-        return f"{self.table}: {word}" if self.table else word
+        """Return what is wrong, in one line."""
+        what = _find_what(self.message.removesuffix(f" ({self.code})")) if self.kind in _TOLD_BY_ERROR else ""
+        return self._with_table(f"{self._word}: {what}" if what else self._word)
+
+    @property
+    def sentence(self) -> str:
+        """Return what is wrong, and why."""
+        message = _strip(self.message)
+        return self._with_table(message if message.startswith(self._word) else f"{self._word}: {message}")
+
+    @property
+    def _word(self) -> str:
+        if self.kind is Kind.RUN:
+            return _name_failure(self)
+        return _SLOTS.get(self.code, "the slot is in danger") if self.kind is Kind.SLOT else _HEADLINES[self.kind]
+
+    def _with_table(self, text: str) -> str:
+        return f"{self.table}: {text}" if self.table else text
 
 
 _HEADLINES = {
+    Kind.NOT_READY: "the control schema is not ready",
     Kind.DEAD_RUN: "a run died",
+    Kind.EMPTY: "nothing has been synced yet",
+    Kind.NEVER: "never synced",
     Kind.STALE: "stale",
+    Kind.UNSELECTED: "not in the configuration any more",
+    Kind.PARKED: "parked",
     Kind.QUARANTINE: "rows in quarantine",
     Kind.DIFFERS: "rows differ from the source",
     Kind.LISTENER: "the listener does not run",
+    Kind.COPY: "the listener's first copy is not complete",
     Kind.LAG: "the listener is behind",
-    Kind.SLOT: "the slot is in danger",
     Kind.FORECAST: "the slot will be lost",
     Kind.RETAINED: "the slot fills the source's disk",
     Kind.SOURCE: "the source does not answer",
     Kind.TARGET: "the target does not answer",
     Kind.COMMAND: "a command failed",
 }
+_SLOTS = {
+    "missing": "the slot is gone from the source",
+    "lost": "the slot is lost",
+    "unreserved": "the slot is about to be lost",
+}
+_TOLD_BY_ERROR = frozenset({Kind.RUN, Kind.PARKED, Kind.COMMAND})
+_PREFIXES = ("parked: ", "the last run failed: ", "gone from the source: ", "the listener stopped: ")
 
 
-def _headline_of_run(code: str) -> str:
-    if code in _SAFETY_STOPS:
+def _name_failure(incident: Incident) -> str:
+    if not incident.table:
+        return "the listener stopped"
+    if incident.code in _SAFETY_STOPS:
         return "safety stop"
-    if code in _DRIFTS:
+    if incident.code in _DRIFTS:
         return "schema change"
-    return "gone from the source" if code == "table_vanished" else "failed"
+    return "gone from the source" if incident.code == "table_vanished" else "failed"
+
+
+def _strip(message: str) -> str:
+    """Return a reason's message without the words that the headline has."""
+    for prefix in _PREFIXES:
+        message = message.removeprefix(prefix)
+    return message
+
+
+def _find_what(message: str) -> str:
+    """Return what happened, without why: the first part of an error's message."""
+    what = _strip(message).partition(": ")[0]
+    return what if len(what) <= _WHAT_LENGTH else f"{what[: _WHAT_LENGTH - 1]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,137 +136,18 @@ class Kept:
     told_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How a table's newest finished batch ended."""
-
-    path: str
-    status: str
-    code: str
-    message: str
-    completed_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerSight:
-    """The listener as the target shows it. is_copied: its first copy is complete."""
-
-    is_running: bool
-    is_copied: bool
-    fresh_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class SlotSight:
-    """The slot as the source shows it. wal_status: `missing` without a slot. invalid_in_s: None if unknown or never."""
-
-    name: str
-    wal_status: str
-    retained_bytes: int | None = None
-    safe_wal_bytes: int | None = None
-    invalid_in_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """All that incidents are found in, at one moment of the target's clock.
-
-    verdicts, successes: by table, of the tables that the pipeline has, and `-` for the listener itself. quarantined:
-    rows and SQLSTATE by table. mismatched: rows that a comparison found and left, by table. source_problem: why the
-    source did not answer, if it was asked and did not.
-    """
-
-    now: datetime
-    stale_after: timedelta
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    successes: Mapping[str, datetime] = field(default_factory=dict)
-    streamed: frozenset[str] = frozenset()
-    quarantined: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    mismatched: Mapping[str, int] = field(default_factory=dict)
-    has_dead_run: bool = False
-    listener: ListenerSight | None = None
-    slot: SlotSight | None = None
-    source_problem: str | None = None
-
-
-def find_incidents(sight: Sight, kept: Iterable[Key] = ()) -> tuple[list[Incident], frozenset[Kind]]:
+def find_incidents(facts: PipelineFacts, kept: Iterable[Key] = ()) -> tuple[list[Incident], frozenset[Kind]]:
     """Return what is wrong, and the kinds of which nothing can be said now: those stay as they are.
 
-    kept: incidents that are open. Of some, the limit at which they end is another than that at which they begin.
+    kept: incidents that are open.
     """
-    open_kinds = {kind for kind, _ in kept}
-    found = [*_find_failures(sight), *_find_stale(sight)]
-    found += [
-        Incident(Kind.QUARANTINE, code, f"{rows} rows wait, refused with SQLSTATE {code}", table)
-        for table, (rows, code) in sorted(sight.quarantined.items())
-    ]
-    found += [
-        Incident(Kind.DIFFERS, "mismatch", f"{rows} rows at the last comparison", table)
-        for table, rows in sorted(sight.mismatched.items())
-        if rows
-    ]
-    if sight.has_dead_run:
-        found.append(Incident(Kind.DEAD_RUN, "interrupted", "a run ended without a word: killed, or out of memory"))
-    unknown: set[Kind] = set()
-    if sight.source_problem is not None:
-        found.append(Incident(Kind.SOURCE, "no_connection", sight.source_problem))
-        unknown |= {Kind.LISTENER, Kind.LAG, Kind.SLOT, Kind.FORECAST, Kind.RETAINED}
-    elif sight.listener is not None:
-        found += _find_listener(sight, sight.listener, open_kinds)
-    if sight.slot is not None:
-        found += _find_slot(sight.slot, open_kinds)
-    return found, frozenset(unknown)
-
-
-def _find_failures(sight: Sight) -> Iterable[Incident]:
-    for table, verdict in sorted(sight.verdicts.items()):
-        if verdict.status == "success" or _is_outlived(sight, verdict):
-            continue
-        name = "" if table == "-" else table
-        yield Incident(Kind.RUN, verdict.code, f"{verdict.message} ({verdict.code})", name)
-
-
-def _is_outlived(sight: Sight, verdict: Verdict) -> bool:
-    """Say whether a stream that stopped has gone on since: idle tables get no newer row that says so."""
-    listener = sight.listener
-    if verdict.path != "listen" or listener is None or listener.fresh_at is None:
-        return False
-    return listener.fresh_at > verdict.completed_at
-
-
-def _find_stale(sight: Sight) -> Iterable[Incident]:
-    """Find tables without a success for too long; a failure that is told already is no second incident."""
-    for table, at in sorted(sight.successes.items()):
-        verdict = sight.verdicts.get(table)
-        has_failed = verdict is not None and verdict.status != "success"
-        if sight.now - at > sight.stale_after and table not in sight.streamed and not has_failed:
-            yield Incident(Kind.STALE, "stale", f"no success for more than {in_words(sight.stale_after)}", table)
-
-
-def _find_listener(sight: Sight, listener: ListenerSight, open_kinds: set[str]) -> Iterable[Incident]:
-    if not listener.is_running:
-        if not any(v.path == "listen" and v.status == "failed" for v in sight.verdicts.values()):
-            yield Incident(Kind.LISTENER, "listener_down", "no process holds its lock; its slot keeps the source's WAL")
-    elif listener.is_copied and listener.fresh_at is not None:
-        limit = LAG_OVER if Kind.LAG in open_kinds else LAG
-        if sight.now - listener.fresh_at > limit:
-            yield Incident(Kind.LAG, "lag", f"it was more than {in_words(LAG)} behind the source")
-
-
-def _find_slot(slot: SlotSight, open_kinds: set[str]) -> Iterable[Incident]:
-    if slot.wal_status not in _HEALTHY_SLOT:
-        yield Incident(Kind.SLOT, slot.wal_status, f"slot {slot.name}: {slot.wal_status}")
-        return
-    forecast = FORECAST_OVER if Kind.FORECAST in open_kinds else FORECAST
-    if slot.invalid_in_s is not None and slot.invalid_in_s < forecast.total_seconds():
-        left = in_words(timedelta(seconds=slot.invalid_in_s))
-        message = f"slot {slot.name}: invalid in about {left} at the rate at which WAL is written"
-        yield Incident(Kind.FORECAST, "forecast", message)
-    limit = RETAINED_OVER_BYTES if Kind.RETAINED in open_kinds else RETAINED_BYTES
-    if slot.retained_bytes is not None and slot.retained_bytes > limit and slot.safe_wal_bytes is None:
-        size = f"{slot.retained_bytes / 1024**3:.0f} GiB"
-        message = f"slot {slot.name} holds {size} of WAL back, and max_slot_wal_keep_size sets no limit"
-        yield Incident(Kind.RETAINED, "retained", message)
+    health = judge(facts, [Kind(kind) for kind, _ in kept])
+    found = [Incident(one.kind, one.code or one.id, one.message, one.table, one.hint) for one in health.reasons]
+    has_stopped = any(batch.path == "listen" and not batch.is_good for batch in facts.batches.values())
+    if has_stopped:
+        # Why it stopped is told already.
+        found = [one for one in found if one.kind is not Kind.LISTENER]
+    return found, health.unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +200,7 @@ def _is_due(one: Kept, now: datetime, *, is_final: bool) -> bool:
 
 MAX_LINES = 20
 MAX_LENGTH = 400
+MAX_HINT_LENGTH = 1200
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,24 +228,17 @@ def _title(pipeline: str, incidents: Sequence[Incident], word: str) -> str:
 
 
 def _lines(incidents: Sequence[Incident], *, with_message: bool) -> str:
-    lines = [
-        _clean(f"{one.headline}: {one.message}" if with_message else f"over: {one.headline}")
-        for one in incidents[:MAX_LINES]
-    ]
+    lines: list[str] = []
+    for one in incidents[:MAX_LINES]:
+        lines.append(_clean(one.sentence if with_message else f"over: {one.headline}"))
+        if with_message and one.hint:
+            lines.append(_clean(f"hint: {one.hint}", MAX_HINT_LENGTH))
     if len(incidents) > MAX_LINES:
         lines.append(f"and {len(incidents) - MAX_LINES} more: replicator health")
     return "\n".join(lines)
 
 
-def _clean(text: str) -> str:
+def _clean(text: str, longest: int = MAX_LENGTH) -> str:
     """Return one short printable line: names come from a database that is not ours."""
     printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return printable if len(printable) <= MAX_LENGTH else printable[: MAX_LENGTH - 1] + "…"
-
-
-def in_words(span: timedelta) -> str:
-    """Return a span as people say it, in hours, minutes or seconds."""
-    seconds = span.total_seconds()
-    if seconds >= 7200:
-        return f"{seconds / 3600:.0f} hours"
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+    return printable if len(printable) <= longest else printable[: longest - 1] + "…"

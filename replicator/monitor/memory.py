@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from replicator.monitor.incident import Incident, Kept, Key, Kind
+from replicator.monitor.health import Kind
+from replicator.monitor.incident import Incident, Kept, Key
 
 
 class AlertMemory:

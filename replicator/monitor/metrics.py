@@ -58,16 +58,19 @@ class SlotFigures:
 class PipelineFigures:
     """All that is told of one pipeline. success_at: Unix time by table; lag_s: of the table furthest behind.
 
-    is_target_up: False leaves everything else unknown, and nothing of it is told.
+    is_target_up: False where the target does not answer. is_known: False where it never answered this process: of what
+    only the target tells nothing is told then, else what it told last.
     """
 
     pipeline: str
     is_target_up: bool = True
+    is_known: bool = True
     totals: Sequence[Total] = ()
     success_at: Mapping[str, float] = field(default_factory=dict)
     lag_s: float | None = None
     quarantined: Mapping[str, int] = field(default_factory=dict)
     mismatched: Mapping[str, int] = field(default_factory=dict)
+    parked: int = 0
     slot: SlotFigures | None = None
     logs_dropped: int = 0
 
@@ -106,7 +109,7 @@ class _Collector:
         up = {own: int(figures.is_target_up)}
         yield _gauge("target_up", "Whether the target answered, and with it the figures.", ("pipeline",), up)
         yield _counter("logs_dropped", "Log events not shipped.", ("pipeline",), {own: figures.logs_dropped})
-        if figures.is_target_up:
+        if figures.is_known:
             yield from _collect_runs(own, figures)
             yield from _collect_state(own, figures)
         if figures.slot is not None:
@@ -131,6 +134,10 @@ def _collect_runs(own: tuple[str], figures: PipelineFigures) -> Iterator[Metric]
         if total.status == "failed":
             # The listener counts a failure that repeats in its row's attempts; elsewhere those are tries of one batch.
             errors[*own, total.error_code] += total.attempts if total.path == LISTEN else total.batches
+    # A counter that begins at its first error shows no increase then.
+    errors[*own, ""] += 0
+    rows.update({(*own, "", operation): 0 for operation in ([] if rows else OPERATIONS)})
+    copied.update({} if copied else {(*own, ""): 0})
     yield _counter("rows", "Rows brought to the target, by what became of them.", ("pipeline", "table", "op"), rows)
     yield _counter("bytes_copied", "Bytes of COPY data written to the target.", ("pipeline", "table"), copied)
     yield _counter("errors", "Failed batches, by SQLSTATE or our own id.", ("pipeline", "sqlstate"), errors)
@@ -142,11 +149,11 @@ def _collect_state(own: tuple[str], figures: PipelineFigures) -> Iterator[Metric
     yield _gauge(
         "run_last_success_timestamp_seconds", "Up to when the table is known to be right.", by_table, succeeded
     )
-    if figures.lag_s is not None:
-        yield _gauge("lag_seconds", "Age of the oldest table's data.", ("pipeline",), {own: figures.lag_s})
+    yield _gauge("lag_seconds", "Age of the oldest table's data.", ("pipeline",), {own: figures.lag_s or 0.0})
+    yield _gauge("parked_tables", "Tables that the listener leaves out for now.", ("pipeline",), {own: figures.parked})
     waiting = {(*own, table): rows for table, rows in figures.quarantined.items()} or {(*own, ""): 0}
     yield _gauge("quarantined_rows", "Rows that the target refused and that wait.", by_table, waiting)
-    differing = {(*own, table): rows for table, rows in figures.mismatched.items()}
+    differing = {(*own, table): rows for table, rows in figures.mismatched.items()} or {(*own, ""): 0}
     yield _gauge("verify_mismatched_rows", "Rows that differed at the last comparison.", by_table, differing)
 
 

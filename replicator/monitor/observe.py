@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import psycopg
 
 from replicator.apply.control import Control
@@ -16,20 +19,40 @@ from replicator.sync.preparation import open_access
 from replicator.telemetry.log import count_dropped, get_logger
 
 
-def describe_pipeline(settings: Settings, target_conninfo: str) -> str:
-    """Return the pipeline's metrics as Prometheus reads them, whether or not target and source answer.
+class PipelineMetrics:
+    """The metrics of one pipeline for as long as a process serves them: what it saw last outlives the target.
 
-    Connects to both; nothing is raised for one that does not answer. Raises OperatorError for a control schema that is
-    a newer package's.
+    A lag that vanished while the target is down would end the alert for it, and so would the WAL that its slot keeps.
     """
-    return render_metrics(read_figures(settings, target_conninfo))
+
+    def __init__(self, settings: Settings, target_conninfo: str) -> None:
+        self._settings, self._target_conninfo = settings, target_conninfo
+        self._last: tuple[float, PipelineFigures] | None = None
+
+    def render(self) -> str:
+        """Return the metrics as Prometheus reads them, whether or not target and source answer.
+
+        Raises OperatorError for a control schema that is a newer package's.
+        """
+        figures = read_figures(self._settings, self._target_conninfo)
+        if figures.is_target_up:
+            self._last = (time.monotonic(), figures)
+        elif self._last is not None:
+            figures = self._remember(*self._last)
+        return render_metrics(figures)
+
+    def _remember(self, seen_at: float, last: PipelineFigures) -> PipelineFigures:
+        """Return what was seen last, with the lag and the slot as they are now."""
+        lag_s = None if last.lag_s is None else last.lag_s + time.monotonic() - seen_at
+        slot = None if last.slot is None else ask_slot_figures(self._settings)
+        return replace(last, is_target_up=False, lag_s=lag_s, slot=slot, logs_dropped=count_dropped())
 
 
 def read_figures(settings: Settings, target_conninfo: str) -> PipelineFigures:
     """Return the pipeline's figures; only that the target is down when it is."""
     timeout_s = settings.source.connect_timeout.total_seconds()
     dropped = count_dropped()
-    unknown = PipelineFigures(settings.pipeline, is_target_up=False, logs_dropped=dropped)
+    unknown = PipelineFigures(settings.pipeline, is_target_up=False, is_known=False, logs_dropped=dropped)
     try:
         with closing(connect(target_conninfo, side="target", timeout_s=timeout_s)) as connection, translated("target"):
             control = Control(connection, settings.target.control_schema, settings.pipeline)
@@ -50,6 +73,11 @@ def read_slot_figures(settings: Settings, control: Control) -> SlotFigures | Non
     state = StreamControl(control.connection, control.schema, control.pipeline).read_state()
     if state is None or state.slot_name is None:
         return None
+    return ask_slot_figures(settings)
+
+
+def ask_slot_figures(settings: Settings) -> SlotFigures | None:
+    """Return what the slot holds back; None without one, or without an answer of the source."""
     try:
         with (
             closing(open_access(settings).open_at_slot(settings.slot_name, first=True)) as connection,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
 from replicator.db import Connection
-from replicator.monitor.incident import Incident, Kept, Key, Kind, Verdict
+from replicator.monitor.health import Kind, LastBatch
+from replicator.monitor.incident import Incident, Kept, Key
 from replicator.monitor.metrics import OPERATIONS, PipelineFigures, SlotFigures, Total
 from replicator.statement import statement
 
@@ -35,6 +37,7 @@ class Operation:
             lag_s=lag["lag_seconds"],
             quarantined=self._read_pairs("waiting", "rows"),
             mismatched=self.read_mismatches(),
+            parked=self._count_parked(),
             slot=slot,
             logs_dropped=logs_dropped,
         )
@@ -43,15 +46,14 @@ class Operation:
         """Note how many rows of a table differed at a comparison and were left as they are."""
         self._execute("save_mismatch", table_name=table, rows_mismatched=rows)
 
-    def read_verdicts(self) -> dict[str, Verdict]:
+    def read_tables(self) -> dict[str, bool]:
+        """Return the tables that are known, and whether each is part of the stream."""
+        return self._read_pairs("known_tables", "is_streamed")
+
+    def read_last_batches(self, tables: Iterable[str]) -> dict[str, LastBatch]:
         """Return how each table's newest batch ended that did end; `-` stands for the listener itself."""
-        rows = self._execute("verdicts").fetchall()
-        return {
-            row["table_name"]: Verdict(
-                row["path"], row["status"], row["error_code"], row["error_message"], row["completed_at"]
-            )
-            for row in rows
-        }
+        rows = self._execute("ended_batches", tables=list(tables)).fetchall()
+        return {row.pop("table_name"): LastBatch(**row) for row in rows}
 
     def read_successes(self) -> dict[str, datetime]:
         """Return up to when each table of the pipeline is known to be right."""
@@ -65,6 +67,10 @@ class Operation:
     def read_mismatches(self) -> dict[str, int]:
         """Return how many rows each table's last comparison found and left, of those compared."""
         return self._read_pairs("mismatches", "rows_mismatched")
+
+    def _count_parked(self) -> int:
+        (row,) = self._execute("count_parked").fetchall()
+        return int(row["tables"])
 
     def count_running(self) -> int:
         """Return how many batches say that they run, outside of the stream."""

@@ -6,20 +6,24 @@ that may not replicate one line says all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from psycopg import sql
 
 from replicator.apply.control import Control
 from replicator.apply.job import Job
-from replicator.apply.stream_control import ListenerState, StreamControl
+from replicator.apply.narrow_key import find_narrow_key, narrow_job
+from replicator.apply.stream_control import ListenerState, ParkedTable, StreamControl
+from replicator.apply.target import plan_target
 from replicator.capture.publication import (
     Identity,
     Published,
     check_identity,
     describe_lack,
     describe_lack_on_standby,
+    has_identity,
+    has_publication,
     may_publish,
     plan_publication,
     plan_table,
@@ -51,31 +55,39 @@ from replicator.sync.preparation import open_access
 _SHORTEST_TIMEOUT_MS = 5000
 
 
-def has_listener(settings: Settings, target: Connection) -> bool:
-    """Say whether the pipeline has a listener: one that ran, and whose slot was not dropped since."""
-    return _read_listener(settings, target) is not None
+@dataclass(frozen=True, slots=True)
+class KnownStream:
+    """What the control schema tells of a pipeline's stream.
+
+    state: None where no listener has run, or its slot was dropped by `slot drop` since. parked: the tables that it
+    leaves out now.
+    """
+
+    state: ListenerState | None = None
+    parked: Mapping[str, ParkedTable] = field(default_factory=dict)
 
 
-def _read_listener(settings: Settings, target: Connection) -> ListenerState | None:
+def read_known_stream(settings: Settings, target: Connection) -> KnownStream:
+    """Return what is known of the pipeline's stream; nothing in a control schema of another version."""
     schema, pipeline = settings.target.control_schema, settings.pipeline
     with translated("target"):
         control = Control(target, schema, pipeline)
         if not control.exists() or control.list_pending():
-            return None
-        state = StreamControl(target, schema, pipeline).read_state()
-    return None if state is None or state.slot_name is None else state
+            return KnownStream()
+        streams = StreamControl(target, schema, pipeline)
+        state = streams.read_state()
+        return KnownStream() if state is None or state.slot_name is None else KnownStream(state, streams.read_parked())
 
 
 def check_stream(settings: Settings, source: Connection, target: Connection, plan: Plan) -> Iterator[Finding]:
-    """Find what would stop `listen`, or make it dear."""
-    state = _read_listener(settings, target)
-    is_needed = state is not None
+    """Find what would stop `listen`, make it park a table, or make it dear."""
+    known = read_known_stream(settings, target)
     with translated("source"):
-        facts = read_source(source)
-        if not facts.may_replicate and not is_needed:
+        facts, room = read_source(source), read_stream_facts(source, settings.slot_name)
+        if not facts.may_replicate and known.state is None and not room.has_slot:
             yield _sum_up(facts)
             return
-        check = _StreamCheck(settings, source, facts, state)
+        check = _StreamCheck(settings, source, target, facts, room, known)
         yield from check.find(plan)
     if not check.is_stopped:
         yield Finding("stream", "ok", "`listen` has all that it needs on the source")
@@ -95,20 +107,23 @@ def _sum_up(facts: SourceFacts) -> Finding:
 class _StreamCheck:
     """The source's side of a stream.
 
-    state: of the listener that has run, so that what would stop it is an error; None where none has. is_stopped:
-    something was found that would.
+    is_stopped: something was found that would stop the listener. troubled: tables of which a finding says why they
+    would be parked.
     """
 
     settings: Settings
     source: Connection
+    target: Connection
     facts: SourceFacts
-    state: ListenerState | None
+    room: StreamFacts
+    known: KnownStream
     is_stopped: bool = False
+    troubled: set[str] = field(default_factory=set)
 
     @property
     def is_needed(self) -> bool:
-        """Say whether the pipeline has a listener."""
-        return self.state is not None
+        """Say whether there is a slot, or should be: then what stops the listener or parks a table is an error."""
+        return self.known.state is not None or self.room.has_slot
 
     def find(self, plan: Plan) -> Iterator[Finding]:
         """Find what the server tells, then what the tables tell."""
@@ -123,9 +138,9 @@ class _StreamCheck:
                 "source.dsn leads to one of several servers at random: a slot, and so the stream, is on one of them",
                 "add target_session_attrs=read-write to source.dsn, or name the server that has the slot alone",
             )
-        room = read_stream_facts(self.source, self.settings.slot_name)
-        for finding in check_room(room):
+        for finding in check_room(self.room):
             yield self._weigh(finding, is_certain=True)
+        self.troubled.update(table.table for table in plan.tables if table.error is not None)
         followed = []
         for table in plan.tables:
             if table.job is None:
@@ -140,10 +155,18 @@ class _StreamCheck:
             else:
                 followed.append(table)
         yield from self._check_tables(followed)
+        yield from self._check_parked()
+
+    def _check_parked(self) -> Iterator[Finding]:
+        """Find tables that are parked for a reason that only the listener meets, like a row that is refused."""
+        for name, parked in self.known.parked.items():
+            if name not in self.troubled:
+                message = f"the listener has parked the table: {parked.message} ({parked.id})"
+                yield self._weigh(Finding("parked", "error", message, parked.hint, name))
 
     def _check_slot(self) -> Iterator[Finding]:
         """Find a slot that cannot go on where the target stands."""
-        state = self.state
+        state = self.known.state
         if state is None or state.position is None:
             return
         name = self.settings.slot_name
@@ -178,36 +201,68 @@ class _StreamCheck:
         if finding.severity != "error":
             return finding
         self.is_stopped = True
+        if finding.table is not None:
+            self.troubled.add(finding.table)
         if self.is_needed or (is_certain and not self.facts.gaps):
             return finding
-        return replace(finding, severity="warn", message=f"{finding.message} (only needed for `listen`)")
+        return replace(finding, severity="warn", message=f"{finding.message} ({self._name_consequence(finding)})")
+
+    def _name_consequence(self, finding: Finding) -> str:
+        if finding.table is None:
+            return "only needed for `listen`"
+        return "`listen` would park it" if self.settings.listen.on_table_error == "park" else "`listen` would stop"
 
     def _check_tables(self, tables: Sequence[TablePlan]) -> Iterator[Finding]:
         jobs = {table.table: table.job for table in tables if table.job is not None}
         oids = [job.mapping.relation.oid for job in jobs.values()]
         identities = read_identities(self.source, oids)
         wanted = {name: _plan_published(job, identities[job.mapping.relation.oid]) for name, job in jobs.items()}
-        yield from self._check_publication(oids, list(wanted.values()))
         there = read_published(self.source, self.settings.publication_name)
+        yield from self._check_publication(jobs, wanted, there)
         for table in tables:
             if table.job is not None:
                 published = self._find_columns(table.job, wanted[table.table], there)
                 yield from self._check_table(table, table.job, identities[table.job.mapping.relation.oid], published)
 
-    def _check_publication(self, oids: Sequence[int], wanted: Sequence[Published]) -> Iterator[Finding]:
-        name = self.settings.publication_name
+    def _check_publication(
+        self, jobs: Mapping[str, Job], wanted: Mapping[str, Published], there: dict[tuple[str, str], tuple[str, ...]]
+    ) -> Iterator[Finding]:
+        name, tables = self.settings.publication_name, list(wanted.values())
+        oids = [job.mapping.relation.oid for job in jobs.values()]
         try:
-            changes = plan_publication(self.source, name, wanted, self.facts.version_number) if wanted else []
-        except ReplicatorError as error:
-            yield self._stop(error)
+            changes = plan_publication(self.source, name, tables, self.facts.version_number) if wanted else []
+        except ReplicatorError:
+            yield from self._check_each_published(jobs, wanted)
             return
         if changes and self.facts.is_standby:
             yield self._stop(describe_lack_on_standby(name, changes), is_certain=True)
         elif changes and may_publish(self.source, name, oids):
             statements = "; ".join(one.as_string() for one in changes)
             yield Finding("publication", "ok", f"`listen` will make or change publication {name}: {statements}")
-        elif changes:
+        elif changes and not has_publication(self.source, name):
             yield self._stop(describe_lack(name, changes))
+        elif changes:
+            lacking = {table: one for table, one in wanted.items() if not _is_published(one, there)}
+            yield from self._check_each_published(jobs, lacking)
+
+    def _check_each_published(self, jobs: Mapping[str, Job], wanted: Mapping[str, Published]) -> Iterator[Finding]:
+        """Find the tables that the publication lacks and the role may not add: one finding a table."""
+        name = self.settings.publication_name
+        told: set[str] = set()
+        for table, one in wanted.items():
+            try:
+                changes = plan_publication(self.source, name, [one], self.facts.version_number)
+            except ReplicatorError as error:
+                # What the publication leaves out of every table is one finding.
+                if error.what not in told:
+                    yield self._stop(error, table if f"{one.schema}.{one.name}" in error.what else None)
+                told.add(error.what)
+                continue
+            if changes and not may_publish(self.source, name, [jobs[table].mapping.relation.oid]):
+                statements = "; ".join(change.as_string() for change in changes)
+                message = f"publication {name} does not hold the table, or not all of its columns, and the role may not"
+                hint = f"as their owner: {statements}"
+                yield self._weigh(Finding("publication_missing", "error", f"{message} change that", hint, table))
 
     def _find_columns(
         self, job: Job, wanted: Published, there: dict[tuple[str, str], tuple[str, ...]]
@@ -225,11 +280,16 @@ class _StreamCheck:
         self, plan: TablePlan, job: Job, identities: Sequence[Identity], published: tuple[str, ...] | None
     ) -> Iterator[Finding]:
         expected = {column.name for column in expect_columns(job, published, self.facts.version_number)}
+        key = find_narrow_key(job.mapping, plan.existing)
+        if key is not None and not has_identity(plan.table, job.mapping, identities):
+            job = narrow_job(job, key)
         unsent = find_unsent(job, _written(plan, job), expected)
         try:
             check_identity(plan.table, job.mapping, identities)
             check_key(job)
             check_rereads(job, unsent)
+            if key is not None:
+                plan_target(self.target, job)
         except ReplicatorError as error:
             yield self._stop(error, plan.table)
             return
@@ -261,6 +321,12 @@ class _StreamCheck:
             "; or ".join(mends),
             table,
         )
+
+
+def _is_published(wanted: Published, there: Mapping[tuple[str, str], Sequence[str]]) -> bool:
+    """Say whether the publication holds all that is wanted of a table."""
+    columns = there.get((wanted.schema, wanted.name))
+    return columns is not None and (wanted.columns is None or set(wanted.columns) <= set(columns))
 
 
 def _find_naming(table: str, job: Job) -> Iterator[Finding]:

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from psycopg import sql
 
-from replicator.apply.evolve import spelled
+from replicator.apply.evolve import (
+    accepts,
+    adds_digits,
+    drop_index,
+    find_strict_indexes,
+    replace_index,
+    spelled,
+)
 from replicator.apply.job import Job
 from replicator.apply.types import Resolved
 from replicator.catalog import read_foreign_keys
@@ -67,6 +74,8 @@ def check_table(plan: TablePlan, *, on_standby: bool) -> Iterator[Finding]:
         yield from _check_view(job)
     yield from _check_watermark(job, on_standby=on_standby)
     yield from _check_types(plan, job)
+    yield from _check_wider(plan, job)
+    yield from _check_unique_indexes(plan, job)
     yield from _check_left_out(plan, job)
     yield from _check_sequences(plan)
     if plan.existing is not None and plan.existing.row_security:
@@ -231,6 +240,52 @@ def _check_types(plan: TablePlan, job: Job) -> Iterator[Finding]:
         + ", in the target before the first sync",
         job.table,
     )
+
+
+def _check_wider(plan: TablePlan, job: Job) -> Iterator[Finding]:
+    """Find columns whose type in the target holds more than the source's."""
+    if plan.existing is None:
+        return
+    wider = [
+        (o.name, plan.spellings[o.name], plan.types[o.name].spelling)
+        for o in job.mapping.outputs
+        if o.name in plan.spellings
+        and not plan.existing.by_name[o.name].generated
+        and not plan.types[o.name].downgraded
+        and plan.spellings[o.name] != plan.types[o.name].spelling
+        and accepts(plan.spellings[o.name], plan.types[o.name].spelling)
+    ]
+    if not wider:
+        return
+    column = sql.SQL("alter column {0} type {1} using {0}::{1}")
+    changes = sql.SQL(", ").join(column.format(sql.Identifier(name), spelled(theirs)) for name, _, theirs in wider)
+    writes_otherwise = any(adds_digits(theirs, ours) for _, ours, theirs in wider)
+    yield Finding(
+        "type_wider",
+        "warn" if writes_otherwise else "ok",
+        "; ".join(f"column {name} is {ours} here and {theirs} in the source" for name, ours, theirs in wider)
+        + (": the same numbers, written with more digits" if writes_otherwise else ": every value fits"),
+        sql.SQL("alter table {} {} -- in the target").format(_name(plan.existing), changes).as_string(),
+        plan.table,
+    )
+
+
+def _check_unique_indexes(plan: TablePlan, job: Job) -> Iterator[Finding]:
+    """Find unique indexes that refuse a row for the sake of one which the source deleted; `sync` replaces its own."""
+    if plan.existing is None:
+        return
+    for index in find_strict_indexes(plan.existing, job.mapping, job.settings):
+        statements = drop_index(plan.existing, index), replace_index(plan.existing, index, job.settings)
+        texts = [one.as_string() for one in statements]
+        is_ours = set(texts) <= set(plan.ddl)
+        yield Finding(
+            "unique_index_kept_rows",
+            "ok" if is_ours else "warn",
+            f'deletes = "{job.settings.deletes}" keeps deleted rows, and index {index.name} is unique: '
+            + ("the next sync replaces it" if is_ours else "it refuses a row with the value of a deleted one"),
+            None if is_ours else "; ".join(texts) + " -- in the target",
+            plan.table,
+        )
 
 
 def _check_left_out(plan: TablePlan, job: Job) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ is still invisible to snapshots, and the target is a little behind any snapshot.
 again: in a snapshot that sees every transaction which had written to the table and was open when the target was read,
 against a target that has passed that snapshot. Where both looks found the same two row versions, nothing happened to
 the row in between: the target is wrong. A row that moved is looked at once more, and `undecided` if it always does.
+The rows of a table without a key have no names: `exact_look` compares it as a whole.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from replicator.capture.source_state import read_end_of_wal, send_heartbeat
 from replicator.db import Connection, closing, translated
 from replicator.errors import PassingError, ReplicatorError
 from replicator.position import Lsn
+from replicator.proof.exact_look import UNDECIDABLE, ExactLook
 from replicator.proof.judgement import Look, TargetTable, judge, open_target_table, still
 from replicator.proof.verdict import Verdict, order_key
 from replicator.rules import name_output
@@ -43,6 +45,7 @@ _IDLE_S = 0.5
 _OPEN_LIMIT_S = 10.0
 """How long a transaction that is open on the source is waited for; a longer one leaves what differs undecided."""
 CHUNK_KEYS = 2000
+_EXACT_LOOKS, _EXACT_PAUSE_S = 2, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,50 +76,18 @@ class StreamedLook:
         if verdict.equal:
             return verdict
         with closing(self.run.access.open()) as watcher:
-            fresh = FreshReader(self.run.access, self.run.stop)
+            fresh = FreshReader(self.run.access.narrow(watcher), self.run.stop)
             try:
                 if self.job.mapping.key:
                     self._settle_keys(verdict, fresh, watcher)
                 else:
-                    self._settle_rows(verdict, fresh, watcher)
+                    self._decide_rows(verdict, fresh, watcher)
             finally:
                 fresh.close()
         return verdict
 
     def _wait_for(self, high: Lsn) -> None:
-        """Wait until the stream has passed a position. Raises PassingError when it stands still or has ended."""
-        last, since, has_sent = None, time.monotonic(), False
-        while True:
-            state = self.control.read_state()
-            table = self.control.read_tables().get(self.job.table)
-            position = _position(state)
-            if table is not None and position is not None and max(position, table.origin.since) >= high:
-                return
-            if position != last:
-                last, since = position, time.monotonic()
-            if not has_sent and time.monotonic() - since > _IDLE_S:
-                has_sent = True
-                self._send_heartbeat()
-            if not self.control.is_listening() or time.monotonic() - since > _STALLED_S:
-                raise PassingError(
-                    f"the listener does not come up to the snapshot of {self.job.table}",
-                    why="it has stopped, or its position does not move",
-                    hint="replicator status; without a listener the table is compared as any other",
-                    id="listener_behind",
-                    table=self.job.table,
-                )
-            if self.run.stop.wait(_POLL_S):
-                raise PassingError("the run was stopped", why="a signal asked the process to end", id="interrupted")
-
-    def _send_heartbeat(self) -> None:
-        """Commit on the source, if the role may: it sends only what is flushed, and when idle flushes every 15 seconds.
-
-        What an open transaction has written would be waited for that long.
-        """
-        if not self.run.settings.listen.heartbeat:
-            return
-        with suppress(psycopg.Error, ReplicatorError), closing(self.run.access.open()) as connection:
-            send_heartbeat(connection)
+        wait_for_position(self.run, self.control, self.job.table, high)
 
     def _look_again(self, fresh: FreshReader, watcher: Connection) -> SecondLook:
         """Compare once more, in a snapshot that sees all that the target holds by now.
@@ -174,8 +145,17 @@ class StreamedLook:
         verdict.findings = [confirmed[key] for key in sorted(confirmed, key=order_key)]
         verdict.undecided = sorted(doubtful, key=order_key)
 
-    def _settle_rows(self, verdict: Verdict, fresh: FreshReader, watcher: Connection) -> None:
-        """Look again at a table without a key, as a whole."""
+    def _decide_rows(self, verdict: Verdict, fresh: FreshReader, watcher: Connection) -> None:
+        """Look again at a table without a key, as a whole: exactly, or until nothing of it moves between two looks."""
+        exact = self._compare_exactly(watcher)
+        if exact is not None:
+            verdict.rows_source, verdict.rows_target, verdict.digests = (
+                exact.rows_source,
+                exact.rows_target,
+                exact.digests,
+            )
+            verdict.missing_rows, verdict.extra_rows = exact.missing_rows, exact.extra_rows
+            return
         before = verdict
         for _ in range(LOOKS):
             second = self._look_again(fresh, watcher)
@@ -189,6 +169,60 @@ class StreamedLook:
             before = again
         verdict.missing_rows = verdict.extra_rows = 0
         verdict.is_undecided = True
+
+    def _compare_exactly(self, watcher: Connection) -> Verdict | None:
+        """Compare both sides as of one position of the stream; None where that cannot be had."""
+        exact = ExactLook(self.run, self.session, self.job, self.system_identifier)
+        for _ in range(_EXACT_LOOKS):
+            try:
+                with exact.open(watcher) as point:
+                    self._wait_for(point.begins)
+                    with still(self.session):
+                        return exact.compare(point)
+            except PassingError as error:
+                if error.id != UNDECIDABLE:
+                    raise
+                self.run.log.info("look_undecided", table=self.job.table, path=self.run.path, reason=error.why)
+                if self.run.stop.wait(_EXACT_PAUSE_S):
+                    return None
+        return None
+
+
+def wait_for_position(run: Run, control: StreamControl, name: str, high: Lsn) -> None:
+    """Wait until the stream has passed a position. Raises PassingError when it stands still or has ended."""
+    last, since, has_sent = None, time.monotonic(), False
+    while True:
+        state = control.read_state()
+        table = control.read_tables().get(name)
+        position = _position(state)
+        if table is not None and position is not None and max(position, table.origin.since) >= high:
+            return
+        if position != last:
+            last, since = position, time.monotonic()
+        if not has_sent and time.monotonic() - since > _IDLE_S:
+            has_sent = True
+            _send_heartbeat(run)
+        if not control.is_listening() or time.monotonic() - since > _STALLED_S:
+            raise PassingError(
+                f"the listener does not come up to the snapshot of {name}",
+                why="it has stopped, or its position does not move",
+                hint="replicator status; without a listener the table is compared as any other",
+                id="listener_behind",
+                table=name,
+            )
+        if run.stop.wait(_POLL_S):
+            raise PassingError("the run was stopped", why="a signal asked the process to end", id="interrupted")
+
+
+def _send_heartbeat(run: Run) -> None:
+    """Commit on the source, if the role may: it sends only what is flushed, and when idle flushes every 15 seconds.
+
+    What an open transaction has written would be waited for that long.
+    """
+    if not run.settings.listen.heartbeat:
+        return
+    with suppress(psycopg.Error, ReplicatorError), closing(run.access.open()) as connection:
+        send_heartbeat(connection)
 
 
 def is_same(one: Finding, other: Finding) -> bool:

@@ -20,16 +20,26 @@ from replicator.apply.comparison import Finding
 from replicator.apply.difference import DIFFERENT, EXTRA, Key
 from replicator.apply.job import Job, Session
 from replicator.apply.sieve import MOST_REFUSED_ROWS, too_many
+from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import take_replica_role
+from replicator.apply.upsert import upsert_rows
 from replicator.batch import Figures
 from replicator.capture.lookup import FreshReader, read_open_writers
 from replicator.capture.pull import read_system_identifier
 from replicator.changes import KeyText
 from replicator.db import TAKEN_STATES, Connection, closing, translate, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError, unexpected
+from replicator.proof.exact_look import UNDECIDABLE, ExactLook, Point
 from replicator.proof.judgement import TargetTable, open_target_table
-from replicator.proof.streamed_look import CHUNK_KEYS, begin_after, is_unmoved, read_staged, stage_keys
+from replicator.proof.streamed_look import (
+    CHUNK_KEYS,
+    begin_after,
+    is_unmoved,
+    read_staged,
+    stage_keys,
+    wait_for_position,
+)
 from replicator.proof.verdict import Verdict
 from replicator.reading import INCREMENTAL
 from replicator.strategy import FULL
@@ -43,12 +53,15 @@ _HOLD_LIMIT_S = 3.0
 """How long a transaction that is open on the source is waited for while the stream is kept from landing."""
 _REREAD_LIMIT_S = 120.0
 """How long the listener may take to read a table without key again."""
+_MOST_BATCHES = 20
+_CANCELED = "57014"
 
 
 def repair_streamed(run: Run, verdicts: Sequence[Verdict], triggered_by: str) -> RunResult:
     """Mend the rows that verdicts name, in tables that a listener keeps; a row of `etl_control` for each table.
 
-    A table without a key is marked to be read again by the listener. Errors are recorded table by table.
+    A table without a key is brought to a point of the stream as a whole; where none is to be had, it is marked to be
+    read again by the listener. Errors are recorded table by table.
     """
     with run.open_control() as control, closing(run.access.open()) as source:
         with translated("target"):
@@ -102,12 +115,11 @@ class _Repair:
     def execute(self) -> None:
         """Mend the findings, some at a time."""
         if not self.job.mapping.key:
-            self._leave_to_listener()
-            self._record()
+            self._repair_rows()
             return
         findings = self.verdict.findings
         if findings:
-            fresh = FreshReader(self.run.access, self.run.stop)
+            fresh = FreshReader(self.run.access.narrow(self.source), self.run.stop)
             try:
                 spellings = spell_key(self.source, self.job)
                 for start in range(0, len(findings), CHUNK_KEYS):
@@ -121,6 +133,40 @@ class _Repair:
             **self.figures.counts(),
         )  # fmt: skip
 
+    def _repair_rows(self) -> None:
+        """Write what differs in a table without a key, at a point of the stream; where that fails the listener does."""
+        exact = ExactLook(self.run, self.session, self.job, self.system_identifier)
+        try:
+            with exact.open(self.source) as point, self.session.connection.transaction():
+                self._exchange(exact, point)
+                self._record()
+        except ReplicatorError as error:
+            if error.id != UNDECIDABLE and error.sqlstate != _CANCELED:
+                raise
+            self.figures = Figures()
+            self.run.log.info("reread_needed", table=self.job.table, path=self.run.path, reason=error.why)
+            self._leave_to_listener()
+            self._record()
+        self.run.log.info("table_repaired", table=self.job.table, path=self.run.path, **self.figures.counts())
+
+    def _exchange(self, exact: ExactLook, point: Point) -> None:
+        """Stage the source's rows, hold the stream, bring them to where it stands, and write the difference."""
+        connection, job = self.session.connection, self.job
+        wait_for_position(self.run, self.streams, job.table, point.begins)
+        with translated("target", job.table):
+            table = open_target_table(self.session, job, self.system_identifier)
+            staging = exact.stage_source(point, table)
+            self.streams.hold()
+            self.session.control.wait_for_table(job.table)
+            most_s = self.run.settings.source.max_hold.total_seconds()
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", [f"{int(most_s * 1000)}ms"])
+            changes = exact.read_changes(point, exact.read_position(), most_s)
+            exact.apply(point, changes, table, staging, Staging(connection))
+            if job.settings.deletes != "ignore":
+                self.figures.rows_deleted += connection.execute(merge.delete_plain(table.target, staging)).rowcount
+            self.figures.rows_inserted += connection.execute(merge.insert_plain(table.target, staging)).rowcount
+        self.figures.rows_extracted = self.figures.rows_inserted
+
     def _leave_to_listener(self) -> None:
         """Let the listener read the table again: its rows have no names, and only the stream knows its own points."""
         name = self.job.table
@@ -132,6 +178,7 @@ class _Repair:
         while not self.run.stop.wait(_POLL_S) and time.monotonic() - began < _REREAD_LIMIT_S:
             table = self.streams.read_tables().get(name)
             if table is not None and not table.is_stale:
+                self._count_reread()
                 return
         raise OperatorError(
             f"{name} has no key, and the listener has not read it again yet",
@@ -140,6 +187,15 @@ class _Repair:
             id="listener_rereads",
             table=name,
         )
+
+    def _count_reread(self) -> None:
+        """Take over what the listener wrote when it read the table again."""
+        own = self.run.batch_ids[self.job.table]
+        for row in self.session.control.read_history(self.job.table, _MOST_BATCHES):
+            if row["batch_id"] > own and row["load_type"] == FULL and row["status"] == "success":
+                self.figures.rows_inserted += row["rows_inserted"]
+                self.figures.rows_updated += row["rows_updated"]
+                self.figures.rows_deleted += row["rows_deleted"]
 
     def _repair(self, findings: Sequence[Finding], fresh: FreshReader, spellings: Sequence[str]) -> None:
         """Write one chunk in one transaction, with nothing of the stream landing meanwhile."""
@@ -252,7 +308,7 @@ class _Repair:
         return [finding.key for finding in findings if finding.key not in done]
 
     def _upsert(self, written: Iterable[Finding], table: TargetTable, staging: str) -> None:
-        rows = self.session.connection.execute(merge.upsert(table.target, staging)).rowcount
+        rows, _ = upsert_rows(self.session.connection, self.job, table.target, staging)
         updated = sum(finding.kind == DIFFERENT for finding in written)
         self.figures.rows_updated += min(updated, rows)
         self.figures.rows_inserted += max(0, rows - updated)

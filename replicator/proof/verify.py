@@ -24,7 +24,7 @@ from replicator.capture.pull import Reader
 from replicator.config.settings import Settings
 from replicator.db import closing, translated
 from replicator.digest import SLOTS
-from replicator.errors import EXIT_DIFFERENT, EXIT_OK, PassingError, ReplicatorError, choose_exit_code
+from replicator.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, PassingError, ReplicatorError, choose_exit_code
 from replicator.monitor.operation import Operation
 from replicator.proof.judgement import Look, judge, not_synced, still
 from replicator.proof.streamed_look import StreamedLook
@@ -34,7 +34,7 @@ from replicator.reading import Reading, is_audit_due
 from replicator.strategy import FULL, audits_every_time
 from replicator.sync.inventory import Chosen, Inventory, require_tables, take_inventory
 from replicator.sync.pipeline import Pipeline, default_jobs
-from replicator.sync.preparation import decide_job, prepare_jobs, unknown_record
+from replicator.sync.preparation import check_home, decide_job, find_home, prepare_jobs, unknown_record
 from replicator.sync.round import Round, gave_way
 from replicator.sync.run import ProgressHook, Run, RunResult
 
@@ -53,10 +53,15 @@ class VerifyResult:
 
     @property
     def exit_code(self) -> int:
-        """Return 7 when differences are left, else 0, or what the tables' errors ask for; what is undecided is none."""
+        """Return 7 when differences are left, what the tables' errors ask for, or 6 for a table that is undecided.
+
+        Single rows that are being changed at every look are no reason: each change brings them anew.
+        """
         if any(verdict.mismatched and not verdict.is_repaired for verdict in self.verdicts):
             return EXIT_DIFFERENT
-        return choose_exit_code(self.errors.values(), some_landed=bool(self.verdicts)) if self.errors else EXIT_OK
+        if self.errors:
+            return choose_exit_code(self.errors.values(), some_landed=bool(self.verdicts))
+        return EXIT_PARTIAL if any(verdict.is_undecided for verdict in self.verdicts) else EXIT_OK
 
 
 def verify(
@@ -248,6 +253,7 @@ class VerifyPipeline(Pipeline):
                 self._read_records(control)
             opened.callback(run.close_watcher)
             run.open_watcher()
+            check_home(run.watcher, control.connection, find_home(run.records.values()))
             with translated("source"):
                 inventory = take_inventory(run.watcher, run.settings, tables)
             require_tables(inventory)

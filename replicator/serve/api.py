@@ -51,13 +51,35 @@ class Document(BaseModel):
     version: Literal[1] = Field(alias="schema")
 
 
+class Reason(BaseModel):
+    """Why the pipeline is not healthy. table: None where the reason is the whole pipeline's."""
+
+    id: str
+    scope: Literal["process", "table"]
+    table: str | None
+    message: str
+    hint: str | None
+
+
+class Parked(BaseModel):
+    """Why the listener leaves a table out. lsn: of the transaction that it could not follow, if it was one."""
+
+    since: datetime
+    lsn: str | None
+    id: str
+    message: str
+    hint: str | None
+
+
 class Table(BaseModel):
-    """Where a table stands."""
+    """Where a table stands. state: who brings it."""
 
     model_config = ConfigDict(extra="allow")
 
     table: str
     target: str | None
+    state: Literal["nightly", "copying", "live", "parked"]
+    parked: Parked | None
     strategy: str | None
     guarantee: str | None
     watermark: datetime | None
@@ -78,6 +100,8 @@ class StatusDocument(TablesDocument):
     """As `replicator status --json`."""
 
     pipeline: str
+    state: Literal["healthy", "attention", "failing"]
+    reasons: list[Reason]
     slot: dict[str, Any] | None
 
 
@@ -164,10 +188,11 @@ def build_router(service: Service) -> APIRouter:
 def _add_reads(router: APIRouter, service: Service) -> None:
     @router.get("/status", response_model=StatusDocument, responses=_problems(), operation_id="status")
     def status() -> Response:
-        """Tell where every table stands, and the stream's slot."""
+        """Tell the state of health, where every table stands, and the stream's slot."""
         with service.view() as view:
             tables = [_describe_table(row) for row in view.read_tables()]
-        return answer({"pipeline": service.settings.pipeline, "tables": tables, "slot": service.read_slot()})
+        health, slot = service.read_health(), service.read_slot()
+        return answer({"pipeline": service.settings.pipeline, **health.document(), "tables": tables, "slot": slot})
 
     @router.get("/tables", response_model=TablesDocument, responses=_problems(), operation_id="tables")
     def tables() -> Response:

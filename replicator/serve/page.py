@@ -33,7 +33,7 @@ _STATIC = {
     "icon.svg": "image/svg+xml",
 }
 _PATHS = ("/", "/runs", "/charts")
-_RUNS_SHOWN, _BATCHES_SHOWN = 20, 200
+_RUNS_SHOWN, _BATCHES_SHOWN, _REASONS_SHOWN = 20, 200, 20
 STATUSES = ("running", "success", "partial", "failed", "different")
 PATHS = ("sync", "listen", "resync", "repair", "verify")
 TRIGGERS = ("manual", "scheduler", "api", "listener")
@@ -79,6 +79,7 @@ class Pages:
         router = APIRouter(default_response_class=HTMLResponse)
         for path, answer in (
             ("/", self._show_overview),
+            ("/fragments/health", self._show_health),
             ("/fragments/progress", self._show_progress),
             ("/fragments/tables", self._show_tables),
             ("/fragments/plan", self._show_plan),
@@ -91,8 +92,13 @@ class Pages:
             router.add_api_route(path, answer, methods=["GET"])
         return router
 
+    def _render_page(self, template: str, **context: Any) -> Response:
+        """Render a page that begins with the state of health."""
+        return self._render(template, health=self._service.read_health(), **context)
+
     def _render(self, template: str, status: int = 200, **context: Any) -> Response:
         settings = self._service.settings
+        context = {"health": None, "reasons_shown": _REASONS_SHOWN, **context}
         text = (
             _templates()
             .get_template(template)
@@ -120,7 +126,7 @@ class Pages:
                 running = view.read_runs(status="running", limit=5)
                 copying = view.read_copying()
             next_run = self._service.scheduler.schedule.find_next(read_clock())
-            return self._render(
+            return self._render_page(
                 "overview.html",
                 tables=rows,
                 q=q,
@@ -143,6 +149,9 @@ class Pages:
 
         return self._guarded(render)
 
+    def _show_health(self) -> Response:
+        return self._guarded(lambda: self._render_page("health.html"))
+
     def _show_progress(self) -> Response:
         def render() -> Response:
             with self._service.view() as view:
@@ -155,7 +164,7 @@ class Pages:
         def render() -> Response:
             with self._service.view() as view:
                 points = view.read_points(table or None)
-            return self._render("charts.html", charts=draw_charts(points), table=table)
+            return self._render_page("charts.html", charts=draw_charts(points), table=table)
 
         return self._guarded(render)
 
@@ -170,7 +179,7 @@ class Pages:
                     limit=_RUNS_SHOWN,
                 )
             filters = (("status", STATUSES, status), ("path", PATHS, path), ("trigger", TRIGGERS, trigger))
-            return self._render("runs.html", runs=runs, table=table, filters=filters)
+            return self._render_page("runs.html", runs=runs, table=table, filters=filters)
 
         return self._guarded(render)
 
@@ -181,7 +190,7 @@ class Pages:
                 batches = view.read_batches(execution_id, _BATCHES_SHOWN)
             if run is None:
                 return self._render("missing.html", 404, what="There is no run of this id.")
-            return self._render("run.html", run=run, batches=batches, shown=_BATCHES_SHOWN)
+            return self._render_page("run.html", run=run, batches=batches, shown=_BATCHES_SHOWN)
 
         return self._guarded(render)
 
@@ -191,13 +200,13 @@ class Pages:
                 found = view.read_tables(table=_contains(name) or "")
                 if not found:
                     return self._render("missing.html", 404, what="There is no table of this name.")
-                runs = view.control.read_history(name, 20)
+                runs = view.read_history(name, 20)
                 changes = view.read_schema_changes(name)
                 waiting = view.read_waiting(name)
                 verdict = view.read_last_verdict(name)
                 points = view.read_points(name)
             told = [(row["changed_at"], phrase.describe_columns(row["before"], row["after"])) for row in changes]
-            return self._render(
+            return self._render_page(
                 "table.html",
                 table=found[0],
                 runs=runs,
@@ -241,6 +250,7 @@ def summarize(tables: list[Row]) -> Row:
     lags = [row["lag_seconds"] for row in tables if row["lag_seconds"] is not None]
     return {
         "tables": len(tables),
+        "parked": sum(row["state"] == "parked" for row in tables),
         "failed": sum((row["last_run"] or {}).get("status") == "failed" for row in tables),
         "lag_seconds": max(lags, default=None),
         "rows_last_day": sum(row["rows_last_day"] for row in tables),

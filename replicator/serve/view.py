@@ -16,6 +16,7 @@ from replicator.apply.control import Control
 from replicator.config.settings import Settings
 from replicator.db import Connection, connect, translated
 from replicator.errors import PassingError
+from replicator.monitor.dead_runs import read_alive
 from replicator.statement import statement
 
 Row = dict[str, Any]
@@ -44,7 +45,11 @@ class View:
 
     def read_tables(self, *, contains: str | None = None, table: str | None = None) -> list[Row]:
         """Return where every table stands; last_run: its newest batch as JSON has it."""
-        return self._rows("tables", contains=contains or None, table_name=table)
+        return read_alive(
+            self.control,
+            lambda: self._rows("tables", contains=contains or None, table_name=table),
+            within="last_run",
+        )
 
     def read_runs(
         self,
@@ -83,7 +88,11 @@ class View:
 
     def read_batches(self, execution_id: UUID, limit: int) -> list[Row]:
         """Return the batches of one run, the failed ones first."""
-        return self._rows("batches", execution_id=str(execution_id), limit=limit)
+        return read_alive(self.control, lambda: self._rows("batches", execution_id=str(execution_id), limit=limit))
+
+    def read_history(self, table: str, limit: int) -> list[Row]:
+        """Return the newest batches of a table first."""
+        return read_alive(self.control, lambda: self.control.read_history(table, limit))
 
     def read_copying(self) -> Row:
         """Return how many rows and bytes the COPY commands under way have brought."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from replicator.apply.job import Job
+from replicator.apply.ownership import find_shared_targets
 from replicator.apply.target import find_tied, plan_target, take_replica_role
 from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import (
@@ -99,6 +100,7 @@ def examine(session: ListenSession, chosen: Sequence[Chosen], *, looks_at_target
                 found.skipped[name] = "table that is unlogged"
         identities = read_identities(session.watcher, [job.mapping.relation.oid for job in found.jobs.values()])
         _check_names(found, identities)
+        _check_owners(session, found)
         if looks_at_target:
             _check_target(session, found)
         _publish(session, found, identities)
@@ -112,6 +114,13 @@ def _check_names(found: Candidates, identities: Mapping[int, Sequence[Identity]]
             check_key(job)
         except OperatorError as error:
             found.refuse(name, error)
+
+
+def _check_owners(session: ListenSession, found: Candidates) -> None:
+    with translated("target"):
+        shared = find_shared_targets(session.control, found.jobs.values())
+    for name, error in shared.items():
+        found.refuse(name, error)
 
 
 def _check_target(session: ListenSession, found: Candidates) -> None:

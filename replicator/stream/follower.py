@@ -10,7 +10,7 @@ import psycopg
 
 from replicator.apply.control import Control
 from replicator.apply.stream_control import STREAM_LOCK, StreamControl
-from replicator.apply.stream_load import Landed, StreamLoader
+from replicator.apply.stream_load import TARGET_CHANGED, Landed, StreamLoader
 from replicator.apply.target import take_replica_role
 from replicator.capture.collector import Collector
 from replicator.capture.intake import Intake
@@ -25,6 +25,7 @@ from replicator.db import Connection, closing, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError
 from replicator.position import Lsn, Origin
 from replicator.relation import PARTITIONED, TABLE
+from replicator.stream.candidate import is_of_one_table
 from replicator.stream.definition import define, is_redefined
 from replicator.stream.join import TableJoiner
 from replicator.stream.join_board import JoinBoard, LoadedTable
@@ -84,7 +85,8 @@ class StreamFollower:
             self.log,
         )
         with self._start_stream(position) as sender:
-            loading = LoadingThread(loader, sender, position, self._tell, board.note_landed)
+            leave_out = partial(self._leave_out, loader)
+            loading = LoadingThread(loader, sender, position, self._tell, board.note_landed, leave_out)
             stream = Stream(
                 sender,
                 self.collector,
@@ -167,6 +169,31 @@ class StreamFollower:
         collector.changes.joined[loaded.table] = loaded.definition
         if collector.changes.position is None:
             collector.changes.position = received
+        return True
+
+    def _leave_out(self, loader: StreamLoader, error: ReplicatorError, changes: Changes) -> bool:
+        """Say whether a batch is loaded without the table that an error is about, and prepare that.
+
+        The table is read again beside the stream, which finds out whether the source has it right by now. Not where
+        foreign keys tie it to others.
+        """
+        table = error.table
+        is_parted = table in changes.segments and not changes.is_open and self.joiner is not None
+        is_its_own = is_of_one_table(error) or error.id == TARGET_CHANGED
+        if not (is_parted and loader.replica and self.session.parks and is_its_own):
+            return False
+        assert table is not None
+        if isinstance(error, DataRefused) and changes.commit_lsn is not None:
+            key = loader.spell_refused_key(table)
+            located = error.at(str(changes.commit_lsn), has_key=key is not None)
+            with translated("target"):
+                self.streams.save_refused(table, key, changes.commit_lsn, located)
+        self.log.warning(
+            "table_left_out", path="listen", table=table, error_type=error.id, error_message=error.message,
+            sqlstate=error.sqlstate, lsn=None if changes.commit_lsn is None else str(changes.commit_lsn),
+        )  # fmt: skip
+        loader.leave_out(table)
+        changes.stale |= {table}
         return True
 
     @property

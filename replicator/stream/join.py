@@ -37,6 +37,7 @@ from replicator.relation import PARTITIONED
 from replicator.stream.candidate import Candidates, examine, is_of_one_table, name_table, tie_refused
 from replicator.stream.join_board import JoinBoard, LoadedTable
 from replicator.stream.join_round import JoinRound, JoinRun
+from replicator.stream.match_key import match_by_identity
 from replicator.stream.session import ListenSession
 from replicator.stream.start import Started
 from replicator.stream.table import VERSION, make_streamed, spell_key, streams_binary
@@ -192,7 +193,7 @@ class TableJoiner(threading.Thread):
             return
         with translated("source"):
             inventory = take_inventory(self._session.watcher, self._session.settings)
-        chosen = {one.table: one for one in inventory.tables}
+        chosen = {one.table: one for one in match_by_identity(self._session, inventory.tables)}
         for table in due - chosen.keys():
             self._leave_out(table, inventory)
         found = examine(self._session, [chosen[table] for table in sorted(due & chosen.keys())], looks_at_target=True)

@@ -27,7 +27,7 @@ from replicator.stream.loop import Search, Until
 from replicator.stream.session import ListenResult, ListenSession, Memory, Outcome
 from replicator.stream.start import StreamStart
 from replicator.sync.inventory import take_inventory
-from replicator.sync.preparation import open_access
+from replicator.sync.preparation import check_home, open_access
 from replicator.telemetry.log import get_logger
 
 
@@ -115,6 +115,7 @@ class Listener:
         control, streams, state = self._open_target(stack, first=first)
         watcher = stack.enter_context(closing(self.access.open_at_slot(self.settings.slot_name, first=first)))
         self.is_connected = True
+        check_home(watcher, control.connection, state.system_identifier)
         with translated("source"):
             version = check_source(watcher)
             if self.until_caught_up and self.until.lsn is None:

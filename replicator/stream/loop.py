@@ -44,7 +44,8 @@ _MOST_FAILURES = 5
 class LoadingThread(threading.Thread):
     """Loads one batch at a time. position: the last that is committed in the target.
 
-    error: what ended it; failed: the batch that it ended at.
+    error: what ended it; failed: the batch that it ended at. leave_out: says whether a batch is loaded without the
+    table that an error is about. left_out: those tables, of which nothing more is to be taken.
     """
 
     def __init__(
@@ -54,15 +55,18 @@ class LoadingThread(threading.Thread):
         position: Lsn,
         tell: Callable[[Landed, float], None],
         note_joined: Callable[[set[str]], None],
+        leave_out: Callable[[ReplicatorError, Changes], bool],
     ) -> None:
         super().__init__(name="load", daemon=True)
         self._loader, self._sender, self._tell, self._note_joined = loader, sender, tell, note_joined
+        self._leave_out = leave_out
         self._queue: queue.SimpleQueue[Changes | None] = queue.SimpleQueue()
         self.position = position
         self.is_free = True
         self.error: ReplicatorError | None = None
         self.failed: Changes | None = None
         self.landed_stale: set[str] = set()
+        self.left_out: set[str] = set()
 
     def submit(self, changes: Changes) -> None:
         """Hand a batch over. Only while it is free."""
@@ -80,7 +84,7 @@ class LoadingThread(threading.Thread):
             while (changes := self._queue.get()) is not None:
                 begun = time.monotonic()
                 self.failed = changes
-                landed = self._loader.load(changes)
+                landed = self._load(changes)
                 self.failed = None
                 if landed is not None:
                     self.position = landed.position
@@ -98,6 +102,17 @@ class LoadingThread(threading.Thread):
         finally:
             self._loader.abandon()
             self._sender.wake()
+
+    def _load(self, changes: Changes) -> Landed | None:
+        while True:
+            is_begun = self._loader.is_open
+            try:
+                return self._loader.load(changes)
+            except ReplicatorError as error:
+                # What has landed piece by piece is rolled back with the rest, and is here no more.
+                if is_begun or error.table is None or not self._leave_out(error, changes):
+                    raise
+                self.left_out.add(error.table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +298,8 @@ class Stream:
 
     def _discard_redefined(self) -> None:
         found = self.watch.take_found()
-        for table in found.redefined:
+        for table in found.redefined | self.loading.left_out:
+            self.loading.left_out.discard(table)
             if self.collector.is_live(table):
                 self.collector.discard(table)
         if found.new and self.joiner is not None:

@@ -10,17 +10,21 @@ from typing import Any
 
 from replicator.apply.change_load import KeyedChanges, LiveTable
 from replicator.apply.control import Control
+from replicator.apply.job import Job
+from replicator.apply.narrow_key import find_narrow_key, narrow_job
 from replicator.apply.staging import Staging
 from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import describe_target, plan_target, take_replica_role
 from replicator.batch import Figures
 from replicator.capture.lookup import Delivered, Lookup, read_open_xids
+from replicator.catalog import read_relation
 from replicator.changes import Segment
 from replicator.config.settings import Settings
 from replicator.db import Connection, closing, connect, translated
 from replicator.digest import Digest
 from replicator.errors import DataRefused, OperatorError, ReplicatorError
 from replicator.fold import UNKNOWN, KeyedFold
+from replicator.relation import Relation
 from replicator.stream.table import VERSION, spell_key
 from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import open_access, prepare_jobs
@@ -95,7 +99,7 @@ class _Retry:
     def _write(self, row: Row) -> None:
         if row["quarantine_id"] in self.unreadable:
             raise _unreadable(row)
-        live = self._open_table(row["table_name"])
+        live = self._open_table(row["table_name"], len(row["key"]))
         texts = [None if text is None else text.encode() for text in row["key"]]
         key = tuple(texts) if len(texts) > 1 else texts[0]
         fold = KeyedFold({key: UNKNOWN})
@@ -112,7 +116,7 @@ class _Retry:
             load.write()
             self.streams.release(row["quarantine_id"])
 
-    def _open_table(self, table: str) -> LiveTable:
+    def _open_table(self, table: str, key_columns: int) -> LiveTable:
         chosen = self.chosen.get(table)
         if chosen is None:
             raise OperatorError(
@@ -124,8 +128,8 @@ class _Retry:
             records = self.control.read_records()
         with translated("source", table):
             job = prepare_jobs(self.source, [chosen], records, mask_key=self.access.mask_key)[table]
-            spellings = spell_key(self.source, job)
         with translated("target", table):
+            job = fit_key(job, read_relation(self.target, *job.target), key_columns)
             evolution, existing, types = plan_target(self.target, job)
             if existing is None or evolution.before:
                 raise OperatorError(
@@ -134,8 +138,29 @@ class _Retry:
                     table=table,
                 )
             target, shape = describe_target(self.target, job, existing, types, evolution, Digest.PORTABLE)
+        with translated("source", table):
+            spellings = spell_key(self.source, job)
         self.lookup.introduce(table, VERSION, job.mapping, shape, spellings)
         return LiveTable(job, VERSION, target)
+
+
+def fit_key(job: Job, existing: Relation | None, key_columns: int) -> Job:
+    """Return the job with a key of so many columns: the stream's may be narrower than the configured one.
+
+    Raises OperatorError where the key is another one by now.
+    """
+    if len(job.mapping.key) == key_columns:
+        return job
+    key = find_narrow_key(job.mapping, existing)
+    if key is None or len(key) != key_columns:
+        raise OperatorError(
+            f"the key of {job.table} has changed since the row was put aside",
+            why=f"it had {key_columns} columns",
+            hint=f"replicator sync '{job.table}', which reads the table in full then",
+            id="quarantined_key",
+            table=job.table,
+        )
+    return narrow_job(job, key)
 
 
 def _unreadable(row: Row) -> DataRefused:

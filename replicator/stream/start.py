@@ -31,6 +31,7 @@ from replicator.position import Origin
 from replicator.reading import SnapshotFacts
 from replicator.stream.candidate import examine, tie_refused
 from replicator.stream.definition import define, is_redefined
+from replicator.stream.match_key import match_by_identity
 from replicator.stream.session import ListenSession
 from replicator.stream.slot_copy import SlotRound, copy_in_slot
 from replicator.stream.table import StreamedTable, make_streamed
@@ -109,6 +110,7 @@ class StreamStart:
             oids = [inventory.present[one.table] for one in inventory.tables if one.table in inventory.present]
             self.signatures = read_signatures(self.watcher, self.settings.publication_name, oids)
         require_tables(inventory)
+        inventory = replace(inventory, tables=match_by_identity(self.session, inventory.tables))
         found = examine(self.session, inventory.tables, looks_at_target=False)
         for table, kind in found.skipped.items():
             self.log.info("table_skipped", table=table, reason=f"a {kind} has no stream")

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from replicator.apply.job import Job
 from replicator.apply.sequence import Fed, find_sequences
-from replicator.apply.target import FittedTarget, describe_target, plan_target, record_columns
+from replicator.apply.target import (
+    FittedTarget,
+    describe_target,
+    has_rewritten_columns,
+    plan_target,
+    record_columns,
+)
 from replicator.apply.target_catalog import TargetCatalog, read_target_catalog
 from replicator.batch import Shape
 from replicator.capture.intake import Intake, Layout
@@ -31,7 +37,8 @@ VERSION = 1
 class StreamedTable:
     """A table of the stream.
 
-    expected: (type OID, type modifier) of the columns that should come, by name. fitted: the target as it is.
+    expected: (type OID, type modifier) of the columns that should come, by name. fitted: the target as it is,
+    None where an index of it is made anew with the first changes.
     sequences: of the target, to be moved.
     """
 
@@ -40,7 +47,7 @@ class StreamedTable:
     layout: Layout
     shape: Shape
     expected: dict[str, tuple[int, int]]
-    fitted: FittedTarget
+    fitted: FittedTarget | None
     sequences: tuple[Fed, ...] = ()
 
     def make_intake(self, message: RelationMessage, *, encoding: str | None = None) -> Intake | None:
@@ -125,6 +132,8 @@ def make_streamed(
     evolution, existing, types = plan_target(target, job, catalog=catalog)
     if existing is None or evolution.before or evolution.after or evolution.rekeyed:
         return None
+    if has_rewritten_columns(job, existing):
+        return None
     shaped, shape = describe_target(target, job, existing, types, evolution, digest, catalog=catalog)
     mapping = job.mapping
     by_name = {output.name: output for output in mapping.outputs}
@@ -151,7 +160,8 @@ def make_streamed(
     spellings = {column.name: column.spelling for column in shaped.columns}
     follows = job.settings.sync_sequences
     fed = find_sequences(target, job.table, existing, spellings, catalog.sequences) if follows else []
-    fitted = FittedTarget(existing, shaped, record_columns(job, types, evolution))
+    columns = record_columns(job, existing, types, evolution)
+    fitted = None if evolution.reindexes else FittedTarget(existing, shaped, columns)
     return StreamedTable(chosen, job, layout, shape, expected, fitted, tuple(fed))
 
 

@@ -14,6 +14,7 @@ import psycopg
 
 from replicator.apply.control import Control, fenced, list_landed
 from replicator.apply.shadow import drop_shadows
+from replicator.apply.stream_control import StreamControl
 from replicator.apply.target import list_unwritable
 from replicator.capture.pull import is_standby
 from replicator.config.settings import Settings
@@ -37,6 +38,7 @@ from replicator.sync.inventory import (
     take_inventory,
     vanished,
 )
+from replicator.sync.preparation import check_home, find_home
 from replicator.sync.round import Round, gave_way
 from replicator.sync.run import ProgressHook, Run, RunResult
 
@@ -118,6 +120,8 @@ class Pipeline:
             opened.callback(run.close_watcher)
             try:
                 run.open_watcher()
+                if not run.full:
+                    check_home(run.watcher, control.connection, find_home(control.read_records().values()))
                 with translated("source"):
                     inventory = take_inventory(run.watcher, run.settings, tables)
                 require_tables(inventory)
@@ -126,10 +130,14 @@ class Pipeline:
                 if not isinstance(error, PassingError) or self.patience.is_over:
                     self._record_unread(control, tables, error, triggered_by)
                 raise
+            with translated("target"):
+                copying = list_copying(control) & {chosen.table for chosen in inventory.tables}
+            inventory = leave_out(inventory, copying)
             names = [chosen.table for chosen in inventory.tables] + sorted(inventory.missing)
             run.log.info("run_started", path=run.path, tables=len(names), triggered_by=triggered_by)
             with translated("target"):
                 run.claim(control, names, triggered_by)
+                self._skip_copying(control, sorted(copying), triggered_by)
                 run.has_written = True
                 drop_shadows(control)
                 if not tables and run.path == "sync":
@@ -138,6 +146,14 @@ class Pipeline:
                 run.log.warning("pattern_unmatched", pattern=pattern, path=run.path)
             self.stack.enter_context(opened.pop_all())
         return control, inventory
+
+    def _skip_copying(self, control: Control, tables: Sequence[str], triggered_by: str) -> None:
+        """Leave to the listener what it is reading: a claim of ours would end that."""
+        run = self.run
+        if tables:
+            run.batch_ids |= control.start_batches(run.execution_id, tables, path=run.path, triggered_by=triggered_by)
+        for table in tables:
+            run.skip(table, f"{table} is being read by the listener")
 
     def _record_unread(
         self, control: Control, tables: Sequence[str], error: ReplicatorError, triggered_by: str
@@ -259,6 +275,13 @@ class Pipeline:
             return
         if left:
             raise round_.passing or gave_way()
+
+
+def list_copying(control: Control) -> set[str]:
+    """Return the tables that a listener at work reads beside its stream."""
+    streams = StreamControl(control.connection, control.schema, control.pipeline)
+    copying = streams.read_copying()
+    return set(copying) if copying and streams.is_listening() else set()
 
 
 def unwritable(table: str) -> ConfigError:

@@ -13,6 +13,7 @@ from psycopg import sql
 from replicator.apply.control import Control, TableRecord, list_landed
 from replicator.apply.evolve import Evolution
 from replicator.apply.job import Job
+from replicator.apply.ownership import share_target
 from replicator.apply.sequence import Fed, find_sequences, list_left
 from replicator.apply.target import (
     check_apart,
@@ -35,7 +36,7 @@ from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
 from replicator.strategy import FULL, XMIN, watermark_slack
 from replicator.sync.inventory import Chosen, find_vanished, take_inventory
-from replicator.sync.preparation import decide_job, find_home, prepare_job, unknown_record
+from replicator.sync.preparation import check_home, decide_job, find_home, prepare_job, unknown_record
 from replicator.sync.rights import TargetRights, find_read_gaps
 from replicator.trust import Trust, choose_reference
 
@@ -60,7 +61,8 @@ class Estimate:
 class TablePlan:
     """What would happen to one table, as far as it could be found out; error: what would stop it.
 
-    left_sequences: those that `sync_sequences` cannot move. trust: None without a watermark.
+    spellings: of the target's column types as they stand. left_sequences: those that `sync_sequences` cannot move.
+    trust: None without a watermark.
     """
 
     table: str
@@ -70,6 +72,7 @@ class TablePlan:
     reading: Reading | None = None
     existing: Relation | None = None
     types: dict[str, Resolved] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)
     ddl: tuple[str, ...] = ()
     left_sequences: tuple[Fed, ...] = ()
     trust: Trust | None = None
@@ -125,7 +128,7 @@ class _Planner:
     def __init__(
         self, settings: Settings, access: Access, source: Connection, target: Connection, *, deep: bool
     ) -> None:
-        self.access, self.source, self.target, self.deep = access, source, target, deep
+        self.access, self.source, self.target, self.deep = access.narrow(source), source, target, deep
         with translated("source"):
             forbid_writing(source)
             source.execute("SET row_security = off")
@@ -138,7 +141,7 @@ class _Planner:
         # No table was locked, so nothing is read in this snapshot: only its numbers are wanted.
         snapshot.close()
         self.facts = snapshot.facts
-        control = Control(target, settings.target.control_schema, settings.pipeline)
+        self.control = control = Control(target, settings.target.control_schema, settings.pipeline)
         with translated("target"):
             forbid_writing(target)
             # As in a session that loads: which triggers and rules fire depends on it.
@@ -150,6 +153,7 @@ class _Planner:
             self.rights = TargetRights(target)
         self.observations = [snapshot.observation, early, *kept]
         self.home = find_home(self.records.values())
+        check_home(source, target, self.home)
         self.told: set[str] = set()
 
     def look_at(self, tables: Sequence[Chosen]) -> Sequence[Chosen]:
@@ -158,6 +162,8 @@ class _Planner:
             self.found = find_relations(self.source, [(chosen.schema, chosen.name) for chosen in tables])
             self.relations = read_relations(self.source, self.found.values())
             self.gaps = find_read_gaps(self.source, self.found.values())
+        with translated("target"):
+            self.owners = self.control.find_owners(chosen.target for chosen in tables)
         return tables
 
     def plan_table(self, chosen: Chosen) -> TablePlan:
@@ -198,28 +204,30 @@ class _Planner:
 
     def _fit_target(self, plan: TablePlan, job: Job) -> None:
         check_apart(self.target, job, self.facts.system_identifier)
+        if job.target in self.owners:
+            raise share_target(self.control, job, self.owners[job.target])
         enums = plan_job_enums(self.target, job)
         evolution, plan.existing, plan.types = plan_target(self.target, job, enums)
         if plan.existing is not None:
             find_triggers(self.target, job, plan.existing)
+            plan.spellings = spell_columns(self.target, plan.existing)
         assert plan.reading is not None
-        plan.reading = fit_reading(plan.reading, job, evolution)
+        plan.reading = fit_reading(plan.reading, job, evolution, plan.existing)
         plan.ddl = self._write_ddl(enums, evolution)
         gap = self.rights.find_table_gap(job.table, job.target, evolution, plan.existing, enums)
         if gap is not None:
             raise gap
         if plan.existing is not None and job.settings.sync_sequences:
-            plan.left_sequences = tuple(list_left(self._find_sequences(job, plan.existing)))
+            plan.left_sequences = tuple(list_left(self._find_sequences(plan, job, plan.existing)))
 
-    def _find_sequences(self, job: Job, existing: Relation) -> list[Fed]:
+    def _find_sequences(self, plan: TablePlan, job: Job, existing: Relation) -> list[Fed]:
         names = {output.name for output in job.mapping.outputs}
-        spellings = spell_columns(self.target, existing)
-        copied = {name: spelling for name, spelling in spellings.items() if name in names}
+        copied = {name: spelling for name, spelling in plan.spellings.items() if name in names}
         return find_sequences(self.target, job.table, existing, copied)
 
     def _write_ddl(self, enums: Sequence[EnumChange], evolution: Evolution) -> tuple[str, ...]:
         """Return the DDL as text; what an earlier table has said already (a schema, an enum) is not said again."""
-        statements = [*write_enum_ddl(self.target, enums), *evolution.before, *evolution.after]
+        statements = [*write_enum_ddl(self.target, enums), *evolution.before, *evolution.reindexes, *evolution.after]
         texts = [text for ddl in statements if (text := ddl.as_string(self.target)) not in self.told]
         self.told.update(texts)
         return tuple(texts)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from replicator.apply.control import TableRecord
+from replicator.apply.control import Control, TableRecord
 from replicator.apply.job import Job
-from replicator.capture.pull import Access, is_standby
+from replicator.apply.target import is_database
+from replicator.capture.pull import Access, is_standby, read_system_identifier
 from replicator.catalog import find_relations, read_relations
 from replicator.config.settings import Settings, read_mask_key, source_dsn
-from replicator.db import Connection
+from replicator.db import Connection, translated
 from replicator.digest import Digest
 from replicator.errors import ConfigError, PassingError, ReplicatorError
 from replicator.reading import Observation, Reading, SnapshotFacts, State, decide_reading, is_audit_due
@@ -139,6 +140,34 @@ def find_home(records: Iterable[TableRecord]) -> str | None:
         if state.snapshot_at is not None and state.system_identifier is not None
     ]
     return max(reads)[1] if reads else None
+
+
+def read_home(settings: Settings, target: Connection) -> str | None:
+    """Return the system identifier of the cluster that the pipeline read last, as its control schema has it."""
+    control = Control(target, settings.target.control_schema, settings.pipeline)
+    with translated("target"):
+        return find_home(control.read_records().values()) if control.exists() else None
+
+
+def check_home(source: Connection, target: Connection, home: str | None) -> None:
+    """Raise ConfigError where the source is another cluster than before because its address became the target's.
+
+    home: as `find_home` returns it. Any other cluster may be the right one; its own target never is.
+    """
+    with translated("source"):
+        identifier = read_system_identifier(source)
+        if home in (None, identifier):
+            return
+        row = source.execute(statement("source.database"), {}).fetchone()
+    with translated("target"):
+        if row is None or not is_database(target, row["oid"], identifier):
+            return
+    raise ConfigError(
+        "source.dsn and target.dsn lead to one database",
+        why="this pipeline has read another one so far",
+        hint="correct source.dsn, or target.dsn if that one changed",
+        id="same_database",
+    )
 
 
 def decide_job(

@@ -83,7 +83,9 @@ class TargetRights:
         grants = [grant for change in enums for grant in self._missing_for_enum(change)]
         grants += self._missing_in_schema(target[0], creates=existing is None)
         if existing is not None:
-            grants += self._missing_on_table(existing, alters=bool(evolution.before or evolution.after))
+            grants += self._missing_on_table(
+                existing, alters=bool(evolution.before or evolution.reindexes or evolution.after)
+            )
         unique = {grant.as_string(): grant for grant in grants}
         return _gap(TARGET, self.role, f"write {table}", list(unique.values()), table) if grants else None
 

@@ -73,7 +73,7 @@ class Round:
             identifier = read_system_identifier(run.watcher)
             run.early.insert(0, observe(run.watcher, own))
             on_standby = is_standby(run.watcher)
-            self.conflicts = count_conflicts(run.watcher)
+            self.conflicts = count_conflicts(run.watcher) if on_standby else 0
         kept = self.control.read_observations(identifier)
         self.home = find_home(self.control.read_records().values())
         state = StreamControl(self.control.connection, self.control.schema, self.control.pipeline).read_state()

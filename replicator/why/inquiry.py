@@ -86,7 +86,7 @@ class _Inquiry:
     """The two sessions, and what is known of the table."""
 
     def __init__(self, settings: Settings, access: Access, source: Connection, target: Connection) -> None:
-        self.settings, self.access, self.source, self.target = settings, access, source, target
+        self.settings, self.access, self.source, self.target = settings, access.narrow(source), source, target
         self.control = Control(target, settings.target.control_schema, settings.pipeline)
         self.streams = StreamControl(target, settings.target.control_schema, settings.pipeline)
         wait = sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{access.lock_timeout_s * 1000:.0f}ms"))
@@ -174,7 +174,7 @@ class _Inquiry:
         except ReplicatorError as error:
             self.problem = self.problem or error
             return None
-        return reading if self.evolution is None else fit_reading(reading, self.job, self.evolution)
+        return reading if self.evolution is None else fit_reading(reading, self.job, self.evolution, self.existing)
 
     def read_key(self, key: Sequence[str]) -> list[KeyCell]:
         """Let the source read the key's texts. Raises UsageError, which does not repeat them."""

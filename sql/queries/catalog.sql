@@ -46,12 +46,21 @@ where not exists (select from pg_catalog.pg_namespace n where n.nspname = w);
 
 -- name: describe_relations
 -- oids: relations. row_security: a policy would hide rows from this role. definition: of views, normalised by the server.
+-- partition_columns: what a row's partition follows from, at every level; '' for an expression.
 select (select d.oid::bigint from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) as database,
        c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind,
        c.relpersistence::text as persistence,
        greatest(c.reltuples, 0)::bigint as estimated_rows,
        case when c.relkind in ('r', 'p') then pg_catalog.row_security_active(c.oid) else false end as row_security,
-       case when c.relkind in ('v', 'm') then pg_catalog.md5(pg_catalog.pg_get_viewdef(c.oid)) end as definition
+       case when c.relkind in ('v', 'm') then pg_catalog.md5(pg_catalog.pg_get_viewdef(c.oid)) end as definition,
+       case when c.relkind = 'p'
+            then array(select distinct coalesce(a.attname::text, '')
+                       from pg_catalog.pg_partition_tree(c.oid) t
+                       join pg_catalog.pg_partitioned_table p on p.partrelid = t.relid
+                       cross join lateral unnest(p.partattrs::int2[]) as k (attnum)
+                       left join pg_catalog.pg_attribute a on a.attrelid = p.partrelid and a.attnum = k.attnum
+                       order by 1)
+            else '{}' end as partition_columns
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.oid = any (:'oids'::oid[]);
@@ -78,26 +87,34 @@ join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 where a.attrelid = any (:'oids'::oid[]) and a.attgenerated <> '' and not a.attisdropped;
 
 -- name: describe_indexes
--- oids: relations. Valid indexes over plain columns. covers_all: not partial. equality: the operator family's own "=".
+-- oids: relations. Valid indexes over plain columns. is_unique: of a B-tree, the one kind that finds equal rows.
+-- is_period: a key WITHOUT OVERLAPS. is_constraint: it goes with its constraint alone. covers_all: not partial. equality: the operator family's own "="; of a B-tree alone
+-- the strategy 3 means that.
 select i.indrelid::bigint as relation, ic.relname as name,
        array_agg(a.attname order by k.position)::text[] as columns,
-       i.indisunique as is_unique, i.indisprimary as is_primary, i.indisreplident as is_replica_identity,
+       i.indisunique and am.amname = 'btree' as is_unique, i.indisunique and i.indisexclusion as is_period,
+       am.amname as method,
+       exists (select from pg_catalog.pg_constraint con
+               where con.conindid = i.indexrelid and con.contype in ('p', 'u', 'x')) as is_constraint,
+       i.indisprimary as is_primary, i.indisreplident as is_replica_identity,
        not i.indimmediate as is_deferrable, i.indpred is null as covers_all,
        array_agg(coalesce(opn.nspname, '') order by k.position)::text[] as operator_schemas,
        array_agg(coalesce(op.oprname, '') order by k.position)::text[] as operator_names,
        pg_catalog.pg_get_indexdef(i.indexrelid) as definition
 from pg_catalog.pg_index i
 join pg_catalog.pg_class ic on ic.oid = i.indexrelid
+join pg_catalog.pg_am am on am.oid = ic.relam
 cross join lateral unnest(i.indkey::int2[], i.indclass::oid[]) with ordinality as k (attnum, opclass, position)
 left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
 left join pg_catalog.pg_opclass oc on oc.oid = k.opclass
 left join pg_catalog.pg_amop amop
-       on amop.amopfamily = oc.opcfamily and amop.amopstrategy = 3 and amop.amopmethod = oc.opcmethod
+       on amop.amopfamily = oc.opcfamily and amop.amopstrategy = 3 and am.amname = 'btree'
+      and amop.amopmethod = oc.opcmethod
       and amop.amoplefttype = oc.opcintype and amop.amoprighttype = oc.opcintype
 left join pg_catalog.pg_operator op on op.oid = amop.amopopr
 left join pg_catalog.pg_namespace opn on opn.oid = op.oprnamespace
 where i.indrelid = any (:'oids'::oid[]) and i.indisvalid and k.position <= i.indnkeyatts
-group by i.indexrelid, i.indrelid, ic.relname, i.indisunique, i.indisprimary, i.indisreplident, i.indimmediate, i.indpred
+group by i.indexrelid, i.indrelid, ic.relname, am.amname
 having bool_and(k.attnum <> 0)
 order by i.indrelid, ic.relname;
 

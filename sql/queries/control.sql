@@ -33,6 +33,37 @@ where not pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(k, 72
 -- As try_lock_transaction, but waits; lock_timeout bounds it.
 select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(:'key', 7264811)) is null as locked;
 
+-- name: list_control_schemas
+-- schema: ours. Other control schemas of this database that this role may read. A copy of one as plain tables lacks the
+-- function.
+select n.nspname::text as schema
+from pg_catalog.pg_namespace n
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = 'table_state' and c.relkind = 'r'
+where n.nspname <> :'schema'
+  and exists (select from pg_catalog.pg_proc p where p.pronamespace = n.oid and p.proname = 'get_last_successful_watermark')
+  and (select count(*) from pg_catalog.pg_attribute a
+       where a.attrelid = c.oid and a.attname in ('pipeline', 'table_name', 'target_name') and not a.attisdropped) = 3
+  and pg_catalog.has_schema_privilege(n.oid, 'USAGE') and pg_catalog.has_table_privilege(c.oid, 'SELECT')
+order by 1;
+
+-- name: find_owners
+-- targets: their names. pipeline: left out, '' for none. Who writes them by what this control schema knows.
+select s.pipeline, s.table_name, s.target_name
+from :"control".table_state s
+where s.target_name = any (:'targets'::text[]) and s.pipeline <> :'pipeline'
+order by 1, 2;
+
+-- name: list_relatives
+-- schemas, names: parallel arrays of tables. What else of their partition trees a write to one of them may touch.
+select distinct w.schema, w.name, rn.nspname::text as relative_schema, r.relname::text as relative_name
+from unnest(:'schemas'::text[], :'names'::text[]) as w (schema, name)
+join pg_catalog.pg_namespace n on n.nspname = w.schema
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.name and (c.relkind = 'p' or c.relispartition)
+cross join lateral (select a.relid from pg_catalog.pg_partition_ancestors(c.oid) as a (relid)
+                    union select t.relid from pg_catalog.pg_partition_tree(c.oid) as t) as x
+join pg_catalog.pg_class r on r.oid = x.relid
+join pg_catalog.pg_namespace rn on rn.oid = r.relnamespace;
+
 -- name: list_shadows
 -- prefix: how the names of a pipeline's shadows begin.
 select c.relname::text as name
@@ -193,10 +224,6 @@ order by batch_id desc limit :'limit';
 select distinct on (table_name) * from :"control".etl_control
 where pipeline = :'pipeline' order by table_name, batch_id desc;
 
--- name: last_successes
-select table_name, max(completed_at) as completed_at from :"control".etl_control
-where pipeline = :'pipeline' and status = 'success' group by table_name;
-
 -- name: record_observation
 insert into :"control".observation (pipeline, system_identifier, observed_at, transactions, prepared)
 values (:'pipeline', :'system_identifier', :'observed_at', :'transactions'::text[], :'prepared')
@@ -216,8 +243,13 @@ where pipeline = :'pipeline' and observed_at < (
 
 -- name: forget_table
 with streamed as (delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name'),
-     refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name')
-delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name' returning table_name;
+     refused as (delete from :"control".quarantine where pipeline = :'pipeline' and table_name = :'table_name'),
+     copied as (delete from :"control".copying_table where pipeline = :'pipeline' and table_name = :'table_name'),
+     parked as (delete from :"control".parked_table where pipeline = :'pipeline' and table_name = :'table_name'
+                returning table_name),
+     known as (delete from :"control".table_state where pipeline = :'pipeline' and table_name = :'table_name'
+               returning table_name)
+select table_name from known union select table_name from parked;
 
 -- name: drop_running
 -- Rows of a read that came to nothing; what it came to nothing by is told elsewhere.

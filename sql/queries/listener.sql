@@ -37,7 +37,9 @@ select 1 as held from :"control".listener where pipeline = :'pipeline' for updat
 -- In the transaction of the data. repair_xid: null keeps what is there. A stream that goes on is past what it refused.
 with passed as (
     delete from :"control".quarantine q where q.pipeline = :'pipeline' and q.stops
-      and not exists (select from :"control".parked_table p where p.pipeline = q.pipeline and p.table_name = q.table_name))
+      and not exists (select from :"control".parked_table p where p.pipeline = q.pipeline and p.table_name = q.table_name)
+      and not exists (select from :"control".stream_table t
+                      where t.pipeline = q.pipeline and t.table_name = q.table_name and t.is_stale))
 update :"control".listener set
     position = :'position'::text::pg_lsn, fresh_at = greatest(fresh_at, :'fresh_at'::timestamptz),
     repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid)
@@ -179,7 +181,10 @@ select exists (
 with gone as (delete from :"control".stream_table where pipeline = :'pipeline' and table_name = :'table_name'),
     done as (delete from :"control".copying_table where pipeline = :'pipeline' and table_name = :'table_name')
 insert into :"control".parked_table as p (pipeline, table_name, lsn, error_id, error_message, error_hint)
-values (:'pipeline', :'table_name', :'lsn'::text::pg_lsn, :'error_id', :'error_message', :'error_hint')
+values (:'pipeline', :'table_name',
+    coalesce(:'lsn'::text::pg_lsn, (select q.lsn from :"control".quarantine q
+                                    where q.pipeline = :'pipeline' and q.table_name = :'table_name' and q.stops)),
+    :'error_id', :'error_message', :'error_hint')
 on conflict (pipeline, table_name) do update set
     parked_at = case when p.error_id = excluded.error_id then p.parked_at else clock_timestamp() end,
     lsn = coalesce(excluded.lsn, case when p.error_id = excluded.error_id then p.lsn end), error_id = excluded.error_id,

@@ -69,24 +69,43 @@ where t.pubname = :'publication'
 -- name: memberships
 -- oids: roots. What ties each to the publication, and its partitions to it: other rows of the catalog, or other versions
 -- of them, whenever what is published of it changed, even if it was changed back.
-with recursive member (root, oid) as (
-    select o, o from unnest(:'oids'::oid[]) as o
+with recursive root (oid) as (
+    select o from unnest(:'oids'::oid[]) as o
+), member (root, oid) as (
+    select r.oid, r.oid from root r
     union
     select m.root, i.inhrelid from member m join pg_catalog.pg_inherits i on i.inhparent = m.oid
+), ancestor (root, oid) as (
+    select r.oid, a.relid
+    from root r
+    join pg_catalog.pg_class c on c.oid = r.oid and c.relispartition
+    cross join lateral pg_catalog.pg_partition_ancestors(r.oid) as a (relid)
+), publication (oid, xmin) as (
+    select p.oid, p.xmin from pg_catalog.pg_publication p where p.pubname = :'publication'
+), published (root, rows) as (
+    select x.root, array_agg(r.oid::text || ' ' || r.xmin::text order by r.oid)
+    from (table member union table ancestor) as x
+    join pg_catalog.pg_publication_rel r on r.prrelid = x.oid
+    join publication p on p.oid = r.prpubid
+    group by x.root
+), schema (root, rows) as (
+    select x.root, array_agg(s.oid::text || ' ' || s.xmin::text order by s.oid)
+    from (select distinct m.root, c.relnamespace from member m join pg_catalog.pg_class c on c.oid = m.oid) as x
+    join pg_catalog.pg_publication_namespace s on s.pnnspid = x.relnamespace
+    join publication p on p.oid = s.pnpubid
+    group by x.root
+), child (root, rows) as (
+    select m.root, array_agg(i.inhrelid::text || ' ' || i.xmin::text order by i.inhparent, i.inhrelid)
+    from member m join pg_catalog.pg_inherits i on i.inhparent = m.oid
+    group by m.root
 )
-select o::bigint as root, p.oid::text || ' ' || p.xmin::text || ' '
-       || array(select r.oid::text || ' ' || r.xmin::text from pg_catalog.pg_publication_rel r
-                where r.prpubid = p.oid and (r.prrelid in (select m.oid from member m where m.root = o)
-                                             or r.prrelid in (select pg_catalog.pg_partition_ancestors(o)))
-                order by r.oid)::text
-       || array(select s.oid::text || ' ' || s.xmin::text from pg_catalog.pg_publication_namespace s
-                where s.pnpubid = p.oid and s.pnnspid in (select c.relnamespace from pg_catalog.pg_class c
-                                                          join member m on m.oid = c.oid where m.root = o)
-                order by s.oid)::text
-       || array(select i.inhrelid::text || ' ' || i.xmin::text from pg_catalog.pg_inherits i
-                join member m on m.oid = i.inhparent where m.root = o
-                order by i.inhparent, i.inhrelid)::text as membership
-from unnest(:'oids'::oid[]) as o, pg_catalog.pg_publication p where p.pubname = :'publication';
+select r.oid::bigint as root, p.oid::text || ' ' || p.xmin::text || ' ' || coalesce(published.rows, '{}')::text
+       || coalesce(schema.rows, '{}')::text || coalesce(child.rows, '{}')::text as membership
+from root r
+cross join publication p
+left join published on published.root = r.oid
+left join schema on schema.root = r.oid
+left join child on child.root = r.oid;
 
 -- name: signatures
 -- oids: roots. For each that is there: a text that changes whenever its definition, its types, its identity or what ties it

@@ -75,34 +75,46 @@ where pipeline = :'pipeline' and completed_at < clock_timestamp() - make_interva
   and scheduled_for is distinct from (select max(r.scheduled_for) from :"control".started_run r where r.pipeline = :'pipeline');
 
 -- name: tables
--- Where every table stands, with its newest batch. contains: null for all.
-select s.table_name, s.target_name, case when t.table_name is null then s.strategy else 'stream' end as strategy,
+-- Where every table stands, with its newest batch: also of those that were never copied, if the listener parked them or
+-- reads them now. contains: null for all. Parked tables first, then those whose last run failed.
+select n.table_name, s.target_name,
+       case when p.table_name is not null then 'parked'
+            when c.table_name is not null or t.table_name is not null and l.position is null then 'copying'
+            when t.table_name is not null then 'live' else 'nightly' end as state,
+       case when p.table_name is not null then pg_catalog.jsonb_build_object(
+           'since', p.parked_at, 'lsn', p.lsn::text, 'id', p.error_id, 'message', p.error_message, 'hint', p.error_hint)
+           end as parked,
+       case when t.table_name is null then s.strategy else 'stream' end as strategy,
        -- Of a stream: the fifth of a column's facts says that its text follows names, which no WAL tells of.
        case when t.table_name is null then s.guarantee
             when pg_catalog.jsonb_path_exists(s.columns, '$[*][4] ? (@ == true)') then 'bounded' else 'exact' end as guarantee,
        s.watermark_mark as watermark,
        coalesce(case when t.table_name is not null then l.position end, s.lsn)::text as position,
        f.fresh_as_of, round(extract(epoch from clock_timestamp() - f.fresh_as_of)::numeric, 1)::float8 as lag_seconds,
-       s.verified_through, s.rows_mismatched, coalesce(n.rows, 0)::bigint as rows_last_day,
+       s.verified_through, s.rows_mismatched, coalesce(d.rows, 0)::bigint as rows_last_day,
        coalesce(q.waiting, 0) as quarantined, b.last_run
-from :"control".table_state s
-left join :"control".stream_table t using (pipeline, table_name)
-left join :"control".listener l on l.pipeline = s.pipeline and t.table_name is not null
+from (select table_name from :"control".table_state where pipeline = :'pipeline'
+      union select table_name from :"control".parked_table where pipeline = :'pipeline'
+      union select table_name from :"control".copying_table where pipeline = :'pipeline') n
+left join :"control".table_state s on s.pipeline = :'pipeline' and s.table_name = n.table_name
+left join :"control".stream_table t on t.pipeline = :'pipeline' and t.table_name = n.table_name
+left join :"control".parked_table p on p.pipeline = :'pipeline' and p.table_name = n.table_name
+left join :"control".copying_table c on c.pipeline = :'pipeline' and c.table_name = n.table_name
+left join :"control".listener l on l.pipeline = :'pipeline' and t.table_name is not null
 cross join lateral (select greatest(s.snapshot_at, l.fresh_at) as fresh_as_of) f
 left join lateral (
-    select pg_catalog.to_jsonb(c) as last_run from :"control".etl_control c
-    where c.pipeline = s.pipeline and c.table_name = s.table_name order by c.batch_id desc limit 1) b on true
+    select pg_catalog.to_jsonb(e) as last_run from :"control".etl_control e
+    where e.pipeline = :'pipeline' and e.table_name = n.table_name order by e.batch_id desc limit 1) b on true
 left join (
-    select c.table_name, sum(c.rows_inserted + c.rows_updated + c.rows_deleted) as rows from :"control".etl_control c
-    where c.pipeline = :'pipeline' and c.started_at > clock_timestamp() - interval '24 hours' group by c.table_name) n
-    using (table_name)
+    select e.table_name, sum(e.rows_inserted + e.rows_updated + e.rows_deleted) as rows from :"control".etl_control e
+    where e.pipeline = :'pipeline' and e.started_at > clock_timestamp() - interval '24 hours' group by e.table_name) d
+    on d.table_name = n.table_name
 left join (
     select q.table_name, count(*) as waiting from :"control".quarantine q
-    where q.pipeline = :'pipeline' and not q.stops group by q.table_name) q using (table_name)
-where s.pipeline = :'pipeline'
-  and (:'contains'::text is null or pg_catalog.strpos(pg_catalog.lower(s.table_name), pg_catalog.lower(:'contains')) > 0)
-  and (:'table_name'::text is null or s.table_name = :'table_name')
-order by s.table_name;
+    where q.pipeline = :'pipeline' and not q.stops group by q.table_name) q on q.table_name = n.table_name
+where (:'contains'::text is null or pg_catalog.strpos(pg_catalog.lower(n.table_name), pg_catalog.lower(:'contains')) > 0)
+  and (:'table_name'::text is null or n.table_name = :'table_name')
+order by p.table_name is null, b.last_run ->> 'status' is distinct from 'failed', n.table_name;
 
 -- name: runs
 -- Newest first. A run is the batches of one execution; one that left none is told by started_run. Filters: null for all.

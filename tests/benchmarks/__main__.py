@@ -13,13 +13,16 @@ from pathlib import Path
 
 from tests.benchmarks.arena import open_arena
 from tests.benchmarks.contender import Contender, Floor, Project
+from tests.benchmarks.many_tables import measure_many_tables
 from tests.benchmarks.peer import find_peers
-from tests.benchmarks.report import format_table, judge, judge_latencies, write_report
+from tests.benchmarks.report import Line, format_table, judge, judge_latencies, judge_many_tables, write_report
 from tests.benchmarks.stream import Latency, measure_stream
 from tests.benchmarks.workload import Result, measure_full, measure_idle, measure_incremental, measure_verify
 from tests.pair import ROOT
 
 WORKLOADS = ("full", "incremental", "verify", "idle", "listen")
+BY_NAME_ONLY = ("many-tables",)
+"""Workloads that take minutes, and run only where they are asked for."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,23 +31,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="how often each takes its turn; the median counts")
     parser.add_argument("--tables", type=int, default=50, help="idle tables")
     parser.add_argument(
-        "workloads", nargs="*", metavar="WORKLOAD", help=f"some of {', '.join(WORKLOADS)}; default: all"
+        "workloads",
+        nargs="*",
+        metavar="WORKLOAD",
+        help=f"some of {', '.join(WORKLOADS)}, which are the default, or of {', '.join(BY_NAME_ONLY)}",
     )
+    parser.add_argument("--many", type=int, default=3000, help="tables of many-tables")
     parser.add_argument("--peers", action="store_true", help="also the peers that are installed, once each")
     parser.add_argument("--strict", action="store_true", help="exit code 1 when a goal is missed")
     parser.add_argument("--out", type=Path, default=ROOT / ".artefacts" / "bench", help="where the report is written")
     options = parser.parse_args()
-    unknown = set(options.workloads) - set(WORKLOADS)
+    unknown = set(options.workloads) - {*WORKLOADS, *BY_NAME_ONLY}
     if unknown:
-        parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
+        parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join((*WORKLOADS, *BY_NAME_ONLY))}")
     return options
 
 
-def run(options: argparse.Namespace) -> tuple[list[Result], list[Latency]]:
+def run(options: argparse.Namespace) -> tuple[list[Result], list[Latency], list[Line]]:
     """Run the chosen workloads on servers of their own."""
     wanted = options.workloads or WORKLOADS
     results: list[Result] = []
     latencies: list[Latency] = []
+    lines: list[Line] = []
     with open_arena(options.rows) as arena:
         project = Project(arena)
         floor = Floor(arena)
@@ -63,7 +71,9 @@ def run(options: argparse.Namespace) -> tuple[list[Result], list[Latency]]:
         if "listen" in wanted:
             caught_up, latencies = measure_stream(arena)
             results += caught_up
-    return results, latencies
+        if "many-tables" in wanted:
+            lines += judge_many_tables(measure_many_tables(arena, options.many))
+    return results, latencies, lines
 
 
 def main() -> int:
@@ -73,8 +83,8 @@ def main() -> int:
         del os.environ[name]
     # As an installation has it: without byte code every start would compile the package again.
     compileall.compile_dir(ROOT / "replicator", quiet=1)
-    results, latencies = run(options)
-    lines = judge(results) + judge_latencies(latencies)
+    results, latencies, more = run(options)
+    lines = judge(results) + judge_latencies(latencies) + more
     facts = {"rows": options.rows, "runs": options.runs, "idle_tables": options.tables}
     write_report(options.out, results, latencies, lines, facts)
     sys.stdout.write(format_table(lines))

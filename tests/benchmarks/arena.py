@@ -19,6 +19,8 @@ SETTINGS = {
     "shared_buffers": "512MB",
     "max_wal_size": "4GB",
     "dynamic_shared_memory_type": "posix",
+    # A transaction that touches thousands of tables locks each.
+    "max_locks_per_transaction": "512",
 }
 IDLE_ROWS = 100_000
 

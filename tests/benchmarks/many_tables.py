@@ -1,9 +1,10 @@
-"""A listener over thousands of small tables: how it starts, and what the first transaction that touches all of them costs."""
+"""A listener over thousands of small tables: how it starts, and what the first transaction over all of them costs."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -37,6 +38,7 @@ class ManyTables:
 
     start_s: from the command to the stream, with nothing to do; statements: of the same at the target. ready_s: of
     `serve --listen`. touches_s: of transactions that each change one row of every table, from COMMIT to COMMIT.
+    altered_lag_s: how far one table falls behind at most while another one is altered and read again.
     """
 
     tables: int
@@ -44,6 +46,7 @@ class ManyTables:
     statements: int
     ready_s: float
     touches_s: tuple[float, ...]
+    altered_lag_s: float
 
 
 def measure_many_tables(arena: Arena, tables: int) -> ManyTables:
@@ -60,7 +63,37 @@ def measure_many_tables(arena: Arena, tables: int) -> ManyTables:
         _wait_for_stream(running)
         start_s = time.perf_counter() - begun
         touches_s = tuple(_touch_all(arena, project, tables, running) for _ in range(_TURNS))
-    return ManyTables(tables, start_s, _count_statements(arena), _time_serve(arena), touches_s)
+        lag_s = _alter_one(arena, project, running)
+    return ManyTables(tables, start_s, _count_statements(arena), _time_serve(arena), touches_s, lag_s)
+
+
+def _alter_one(arena: Arena, project: Project, running: Running) -> float:
+    """Alter a table and change it, while another one changes all the time; return how far that fell behind."""
+    worst_s, stopped = 0.0, threading.Event()
+
+    def beat() -> None:
+        with arena.source_cluster.connect(arena.pair.source_db) as session:
+            while not stopped.wait(0.02):
+                session.execute("update many.t1 set made_at = clock_timestamp() where id = 1")
+
+    writer = threading.Thread(target=beat, daemon=True)
+    writer.start()
+    joined = running.stderr.count("table_joined")
+    with arena.cluster.connect(project.database) as reader:
+
+        def has_joined() -> bool:
+            nonlocal worst_s
+            query = "select extract(epoch from clock_timestamp() - made_at) from many.t1 where id = 1"
+            ((lag_s,),) = reader.execute(query).fetchall()
+            worst_s = max(worst_s, float(lag_s))
+            return running.stderr.count("table_joined") > joined or not running.running
+
+        threading.Event().wait(1.0)
+        arena.source.execute("alter table many.t5 add column z int default 3; update many.t5 set note = 'd'")
+        wait_until(has_joined, _PATIENCE_S, what="the altered table joins", interval_s=0.02)
+    stopped.set()
+    writer.join()
+    return worst_s
 
 
 def _prepare(arena: Arena, tables: int) -> Project:

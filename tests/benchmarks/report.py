@@ -12,12 +12,16 @@ from statistics import geometric_mean
 from typing import Any
 
 from tests.benchmarks.follower import CaughtUp
+from tests.benchmarks.many_tables import ManyTables
 from tests.benchmarks.stream import Latency
 from tests.benchmarks.workload import Result
 
 PROJECT, FLOOR, NATIVE, LIMIT = "replicator", "psql pipe", "subscription", "pg_recvlogical"
 MEMORY_GOAL_BYTES = 200 << 20
 IDLE_GOAL_S = 2.0
+LAG_GOAL_S = 1.0
+START_GOAL_S = 5.0
+FIRST_TOUCH_GOAL = 2.0
 LIMIT_GOAL = 1.5
 CPU_GOAL_US = 8.0
 MEAN_GOAL = 1 / 1.6
@@ -129,6 +133,24 @@ def _judge_cpu(result: Result) -> list[Line]:
 
 def _judge_idle(mine: Result) -> Line:
     return Line("idle", f"{mine.seconds:.2f} s", "", "", None, f"under {IDLE_GOAL_S:g} s", mine.seconds < IDLE_GOAL_S)
+
+
+def judge_many_tables(many: ManyTables) -> list[Line]:
+    """Return the lines of a listener over many tables: how it starts, and its first transaction beside the next."""
+    work, (first, *later) = f"{many.tables} tables", many.touches_s
+    ratio = first / min(later)
+    limit = f"under {START_GOAL_S:g} s"
+    told = f"{many.start_s:.2f} s, {many.statements} statements at the target"
+    lag, is_near = f"{many.altered_lag_s:.2f} s behind", many.altered_lag_s < LAG_GOAL_S
+    return [
+        Line(f"{work}, start of listen", told, "", "", None, limit, many.start_s < START_GOAL_S),
+        Line(f"{work}, the others while one is altered", lag, "", "", None, "under 1 s", is_near),
+        Line(f"{work}, serve is ready", f"{many.ready_s:.2f} s", "", "", None, limit, many.ready_s < START_GOAL_S),
+        Line(
+            f"{work}, first transaction over all", f"{first:.2f} s", "the next", f"{min(later):.2f} s", round(ratio, 2),
+            f"at most {FIRST_TOUCH_GOAL:g} x", ratio <= FIRST_TOUCH_GOAL,
+        ),
+    ]  # fmt: skip
 
 
 def _judge_memory(mine: Result) -> Line:

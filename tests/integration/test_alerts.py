@@ -7,14 +7,17 @@ import signal
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from replicator.config.settings import Settings
 from replicator.monitor.alerts import Alarm
 from tests.conftest import MakeCluster, MakePair
 from tests.pair import Pair
+from tests.parking import park
 from tests.receiver import Mailbox, Silence, Webhook, free_port
 from tests.serving import Serving
 from tests.streaming import catch_up, wait_for_stream, wait_until_equal
@@ -94,7 +97,9 @@ def test_a_failure_is_told_once_and_once_more_when_it_is_over(pair: Pair, webhoo
     for _ in range(3):
         pair.run("sync", check=6)
     ((kind, title, message),) = webhook.notices
-    assert (kind, title) == ("failure", "replicator default: public.t: failed")
+    assert kind == "failure"
+    assert title.startswith("replicator default: public.t: failed: ")
+    assert "hint: " in message
     assert "23514" in message
     assert "short" in message
     assert SECRET not in message
@@ -102,7 +107,8 @@ def test_a_failure_is_told_once_and_once_more_when_it_is_over(pair: Pair, webhoo
     pair.source.execute("delete from t where id = 2")
     for _ in range(2):
         pair.run("sync")
-    assert webhook.notices[1:] == [("success", "replicator default: over: public.t: failed", "over: public.t: failed")]
+    ((kind, over, _),) = webhook.notices[1:]
+    assert (kind, over) == ("success", title.replace("default: ", "default: over: "))
 
 
 def test_a_safety_stop_and_a_schema_change_are_called_so(pair: Pair, webhook: Webhook) -> None:
@@ -115,10 +121,8 @@ def test_a_safety_stop_and_a_schema_change_are_called_so(pair: Pair, webhook: We
     pair.run("sync", check=8)
     ((_, title, message),) = webhook.notices
     assert title.endswith("and 1 more")
-    assert [line.partition(": ")[2].partition(": ")[0] for line in message.splitlines()] == [
-        "schema change",
-        "safety stop",
-    ]
+    told = [line for line in message.splitlines() if not line.startswith("hint: ")]
+    assert [line.partition(": ")[2].partition(": ")[0] for line in told] == ["schema change", "safety stop"]
 
 
 def test_a_command_that_leaves_no_row_is_told_by_its_error(pair: Pair, webhook: Webhook) -> None:
@@ -209,7 +213,7 @@ def test_a_night_that_was_cut_off_is_told_only_if_nobody_takes_it_up_again(pair:
     assert webhook.notices == []
     pair.target.execute("update replicator.started_run set completed_at = now(), exit_code = 1")
     watch(pair).check(is_final=True)
-    assert [title for _, title, _ in webhook.notices] == ["replicator default: public.t: failed"]
+    assert [title for _, title, _ in webhook.notices] == ["replicator default: public.t: failed: stopped"]
 
 
 def test_rows_in_quarantine_and_a_lost_slot_are_told(streamed: Pair, webhook: Webhook) -> None:
@@ -237,6 +241,27 @@ def test_rows_in_quarantine_and_a_lost_slot_are_told(streamed: Pair, webhook: We
     assert streamed.target.execute("select kind from replicator.incident where told_at is not null").fetchall() == []
 
 
+def test_a_table_that_is_parked_is_told_with_its_hint_and_once_more_when_it_is_back(
+    streamed: Pair, webhook: Webhook
+) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    configure(streamed, webhook.address, tables=["public.t"])
+    catch_up(streamed)
+    park(streamed, "public.u", "alter table public.u replica identity full")
+    with reading_slot(streamed), streamed.target_server.connect(streamed.target_db) as session:
+        session.execute("select pg_advisory_lock(hashtextextended('replicator/replicator/default/listener', 7264811))")
+        for _ in range(2):
+            watch(streamed).check(is_final=True)
+        ((_, title, message),) = webhook.notices
+        assert title == "replicator default: public.u: parked: the stream would not name the changed rows"
+        assert "identity_missing" in message
+        assert message.endswith("hint: alter table public.u replica identity full")
+        streamed.target.execute("delete from replicator.parked_table")
+        watch(streamed).check(is_final=True)
+    assert [kind for kind, _, _ in webhook.notices] == ["failure", "success"]
+
+
 def test_a_source_that_does_not_answer_is_told_and_its_slot_is_not_called_well_or_ill(
     streamed: Pair, webhook: Webhook
 ) -> None:
@@ -255,6 +280,16 @@ def test_a_source_that_does_not_answer_is_told_and_its_slot_is_not_called_well_o
     ]
 
 
+@contextmanager
+def reading_slot(pair: Pair) -> Iterator[None]:
+    """Read the pair's slot as a listener does."""
+    with psycopg.connect(pair.source_dsn, replication="database", autocommit=True) as reader:
+        options = "(proto_version '1', publication_names 'replicator_default')"
+        reader.execute(f"START_REPLICATION SLOT {pair.slot} LOGICAL 0/0 {options}".encode())
+        yield
+        reader.pgconn.finish()
+
+
 def test_a_listener_that_is_behind_and_one_that_is_gone_are_told(streamed: Pair, webhook: Webhook) -> None:
     streamed.source.execute("create table t (id int primary key)")
     streamed.publish()
@@ -265,7 +300,8 @@ def test_a_listener_that_is_behind_and_one_that_is_gone_are_told(streamed: Pair,
     alarm.check(is_final=True)
     streamed.target.execute(past)
     alarm.check(is_final=True)
-    with streamed.target_server.connect(streamed.target_db) as session:
+    # A frozen listener: it holds its lock, and the source has not noticed yet.
+    with streamed.target_server.connect(streamed.target_db) as session, reading_slot(streamed):
         lock = "select pg_advisory_lock(hashtextextended('replicator/replicator/default/listener', 7264811))"
         session.execute(lock)
         streamed.target.execute("update replicator.listener set fresh_at = now() - interval '1 hour'")

@@ -173,3 +173,91 @@ def test_a_source_without_room_for_a_stream_says_which_setting(make_cluster: Mak
         "wal_level", "no_free_slot", "no_free_walsender", "wal_sender_timeout", "slot_idle_timeout",
     }  # fmt: skip
     pair.run("listen", "--until-caught-up", check=4)
+
+
+def break_tables(pair: Pair) -> None:
+    """Make five tables that `listen` would park, each for another reason, among two that it can bring."""
+    pair.source.execute(
+        "create table t (id int primary key); create table u (id int primary key);"
+        "create table bare (note text); create table late (id int primary key deferrable);"
+        "create table part (id int primary key) partition by hash (id);"
+        "create unlogged table part0 partition of part for values with (modulus 1, remainder 0);"
+        "create table masked (id int primary key);"
+        "create table outside (id int primary key)"
+    )
+    pair.publish("t", "u", "bare", "late", "part", "masked")
+
+
+_BROKEN = {
+    ("public.bare", "identity_missing"),
+    ("public.late", "identity_missing"),
+    ("public.part", "unlogged_part"),
+    ("public.masked", "config_invalid"),
+    ("public.outside", "publication_missing"),
+}
+_SELECTED = ["public.*", {"name": "public.masked", "mask": {"id": "id + 1"}}]
+
+
+@pytest.mark.hazard("S30")
+def test_all_tables_that_would_be_parked_are_listed_at_once_as_warnings_until_there_is_a_slot(streamed: Pair) -> None:
+    """S30: five of seven tables, one finding each with what mends it."""
+    break_tables(streamed)
+    streamed.write_config(tables=_SELECTED)
+    for severity, exit_code in (("warn", 0), ("error", 4)):
+        findings = check(streamed, exit_code=exit_code)
+        found = [(f["table"], f["id"], f["severity"]) for f in findings if (f["table"], f["id"]) in _BROKEN]
+        assert sorted(found) == sorted((table, name, severity) for table, name in _BROKEN)
+        assert "stream" not in ids(findings)
+        assert all(f["hint"] for f in findings if (f["table"], f["id"]) in _BROKEN)
+        if severity == "warn":
+            assert all("would park it" in f["message"] for f in findings if (f["table"], f["id"]) in _BROKEN)
+            create = "select pg_create_logical_replication_slot(%s, 'pgoutput')"
+            streamed.source.execute(create, [streamed.slot])
+    for finding in findings:
+        if finding["id"] in (*_MENDED,) and finding["table"] is not None:
+            run_hint(streamed, finding)
+    streamed.write_config(tables=["public.*"])
+    findings = check(streamed, exit_code=0)
+    assert "stream" in ids(findings, "ok")
+
+
+@pytest.mark.hazard("S30")
+def test_what_check_warned_of_is_what_the_listener_parks(streamed: Pair) -> None:
+    """S30: the same tables, the same ids, the same SQL."""
+    break_tables(streamed)
+    streamed.write_config(tables=_SELECTED)
+    warned = {(f["table"], f["id"]): f["hint"] for f in check(streamed) if (f["table"], f["id"]) in _BROKEN}
+    catch_up(streamed, check=6)
+    parked = {(t["table"], t["parked"]["id"]): t["parked"] for t in streamed.json("status")["tables"] if t["parked"]}
+    assert parked.keys() == warned.keys() == _BROKEN
+    for key, one in parked.items():
+        assert one["hint"] == warned[key], key
+    assert {reason["table"] for reason in streamed.json("health", check=1)["reasons"] if reason["id"] == "parked"} == {
+        table for table, _ in _BROKEN
+    }
+
+
+@pytest.mark.hazard("S30", "T9")
+def test_a_table_that_is_parked_for_what_no_catalog_shows_is_an_error_too(streamed: Pair) -> None:
+    """S30, T9: a row that the target refuses."""
+    streamed.source.execute("create table t (id int primary key); create table r (id int primary key, n int)")
+    streamed.publish()
+    streamed.write_config(tables=["public.*"])
+    catch_up(streamed)
+    streamed.as_writer.execute("alter table r add constraint small check (n < 10)")
+    streamed.source.execute("insert into r values (1, 99)")
+    catch_up(streamed, check=6)
+    finding = find(streamed, "parked")
+    assert (finding["severity"], finding["table"]) == ("error", "public.r")
+    assert finding["hint"]
+
+
+def test_a_slot_that_is_gone_is_an_error_with_the_command_that_goes_on(streamed: Pair) -> None:
+    """S19: the position is known, the slot was dropped."""
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    streamed.source.execute("select pg_drop_replication_slot(%s)", [streamed.slot])
+    finding = find(streamed, "slot_missing")
+    assert (finding["severity"], finding["hint"]) == ("error", "replicator listen --repair-gap")

@@ -6,7 +6,7 @@ import time
 import tomllib
 
 from replicator.config.settings import Settings
-from replicator.monitor.observe import describe_pipeline
+from replicator.monitor.observe import PipelineMetrics
 from tests.exposition import value_of
 from tests.pair import Pair
 from tests.streaming import catch_up
@@ -25,7 +25,7 @@ def settings_of(pair: Pair) -> Settings:
 
 
 def ask(pair: Pair) -> str:
-    return describe_pipeline(settings_of(pair), pair.target_dsn)
+    return PipelineMetrics(settings_of(pair), pair.target_dsn).render()
 
 
 def test_a_sync_leaves_its_figures_for_node_exporter(pair: Pair) -> None:
@@ -97,7 +97,7 @@ def test_a_metrics_file_that_cannot_be_written_costs_a_warning_and_no_run(pair: 
 
 def test_of_a_dead_target_the_metrics_tell_that_it_is_dead(pair: Pair) -> None:
     configure(pair, source={"connect_timeout": "1s"})
-    text = describe_pipeline(settings_of(pair), pair.dsn_of_target(port=1))
+    text = PipelineMetrics(settings_of(pair), pair.dsn_of_target(port=1)).render()
     assert value_of(text, "replicator_target_up") == 0
 
 
@@ -108,7 +108,7 @@ def test_what_verify_finds_and_mends_is_told(pair: Pair) -> None:
     pair.grant()
     configure(pair, tables=["public.t"])
     pair.run("sync")
-    assert value_of(read_file(pair), "replicator_verify_mismatched_rows") is None
+    assert value_of(read_file(pair), "replicator_verify_mismatched_rows") == 0
     pair.target.execute("update t set n = 0 where id < 4")
     pair.run("verify", check=7)
     assert value_of(read_file(pair), "replicator_verify_mismatched_rows", table="public.t") == 3

@@ -116,12 +116,13 @@ def test_a_refused_row_parks_its_table_alone_and_its_key_is_still_told(quick: Pa
     quick.source.execute("create table t (id int primary key); create table r (id int primary key, n int)")
     quick.publish()
     quick.write_config()
-    with listening(quick):
+    with listening(quick) as running:
         quick.target.execute("alter table r add constraint small check (n < 10)")
         quick.source.execute("insert into t values (1); insert into r values (7, 77); insert into t values (2)")
         wait_until_parked(quick, "public.r", "target_refused_row")
         wait_until_equal(quick, "public.t")
-        assert quick.json("quarantine", "list")["stopped_at"]["key"] == ["7"]
+        assert quick.json("quarantine", "list")["stopped_at"]["key"] == ["7"], running.stderr
+        assert running.stderr.count("stream_started") == 1
         quick.source.execute("insert into t values (3)")
         wait_until_equal(quick, "public.t")
         assert quick.json("quarantine", "list")["stopped_at"]["key"] == ["7"]

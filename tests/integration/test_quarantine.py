@@ -78,8 +78,8 @@ def test_status_and_health_tell_of_rows_in_quarantine_and_nothing_shows_their_va
     finished = pair.run("sync")
     assert "987654" not in finished.stdout + finished.stderr
     assert [table["quarantined"] for table in pair.json("status")["tables"]] == [1]
-    assert "1 rows in quarantine" in pair.run("status").stdout
-    assert "1 rows in quarantine" in pair.run("health", check=1).stdout
+    assert "1 row in quarantine" in pair.run("status").stdout
+    assert "1 row in quarantine" in pair.run("health", check=1).stdout
     assert "987654" in pair.run("quarantine", "list").stdout
 
 

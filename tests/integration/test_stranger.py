@@ -63,7 +63,7 @@ def test_schema_of_a_stranger_equals_after_one_sync_and_stays_so(pair: Pair) -> 
     assert not count_written(third)
     assert_same_rows(pair, names)
     assert_nothing_else_made(pair, names)
-    assert pair.json("health") == {"schema": 1, "healthy": True, "reasons": []}
+    assert pair.json("health") == {"schema": 1, "healthy": True, "state": "healthy", "reasons": []}
     assert len(pair.json("status")["tables"]) == len(names)
 
 

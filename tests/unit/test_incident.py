@@ -7,44 +7,48 @@ from typing import Any
 
 import pytest
 
-from replicator.monitor.incident import (
+from replicator.monitor.health import (
     FORECAST,
     FORECAST_OVER,
+    RETAINED_BYTES,
+    Kind,
+    LastBatch,
+    ListenerFacts,
+    Parked,
+    PipelineFacts,
+    Problem,
+    SlotState,
+    in_words,
+)
+from replicator.monitor.incident import (
     MAX_LENGTH,
     MAX_LINES,
     PATIENCE_S,
-    RETAINED_BYTES,
     Incident,
     Kept,
-    Kind,
-    ListenerSight,
-    Sight,
-    SlotSight,
-    Verdict,
     decide,
     describe_ended,
     describe_new,
     find_incidents,
-    in_words,
 )
 
 NOW = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
-FAILED = Verdict("sync", "failed", "23514", "the target refused a row", NOW)
-RUNS = ListenerSight(is_running=True, is_copied=True, fresh_at=NOW)
+FAILED = LastBatch("sync", "failed", "23514", "the target refused a row", NOW)
+RUNS = ListenerFacts(is_running=True, is_copied=True, fresh_at=NOW)
 
 
-def look(**facts: Any) -> Sight:
-    return Sight(now=NOW, stale_after=timedelta(hours=26), **facts)
+def look(**facts: Any) -> PipelineFacts:
+    return PipelineFacts(now=NOW, stale_after=timedelta(hours=26), **facts)
 
 
-def kinds(sight: Sight, *open_kinds: Kind) -> list[tuple[str, str]]:
+def kinds(sight: PipelineFacts, *open_kinds: Kind) -> list[tuple[str, str]]:
     found, _ = find_incidents(sight, [(kind, "") for kind in open_kinds])
     return [(one.kind.value, one.code) for one in found]
 
 
 def test_a_pipeline_that_is_well_has_no_incident() -> None:
     assert kinds(look()) == []
-    sight = look(successes={"t": NOW}, listener=RUNS, slot=SlotSight("s", "reserved", 100, 10**12, 10**6))
+    sight = look(successes={"t": NOW}, listener=RUNS, slot=SlotState("s", "reserved", 100, 10**12, 10**6))
     assert kinds(sight) == []
 
 
@@ -64,29 +68,29 @@ def test_rows_that_a_comparison_left_are_told_until_the_next_finds_none() -> Non
 def test_a_table_that_fails_is_not_also_stale() -> None:
     old = {"t": NOW - timedelta(hours=27), "u": NOW - timedelta(hours=25)}
     assert kinds(look(successes=old)) == [("stale", "stale")]
-    assert kinds(look(successes=old, verdicts={"t": FAILED})) == [("run", "23514")]
+    assert kinds(look(successes=old, batches={"t": FAILED})) == [("run", "23514")]
     assert kinds(look(successes=old, streamed=frozenset("t"))) == []
 
 
 def test_a_stream_that_stopped_is_told_until_it_has_gone_on() -> None:
-    stopped = {"-": Verdict("listen", "failed", "publication_missing", "gone", NOW - timedelta(seconds=9))}
-    down = ListenerSight(is_running=False, is_copied=True, fresh_at=NOW - timedelta(minutes=1))
-    assert kinds(look(verdicts=stopped, listener=down)) == [("run", "publication_missing")]
-    assert kinds(look(verdicts=stopped, listener=RUNS)) == []
+    stopped = {"-": LastBatch("listen", "failed", "publication_missing", "gone", NOW - timedelta(seconds=9))}
+    down = ListenerFacts(is_running=False, is_copied=True, fresh_at=NOW - timedelta(minutes=1))
+    assert kinds(look(batches=stopped, listener=down)) == [("run", "publication_missing")]
+    assert kinds(look(batches=stopped, listener=RUNS)) == []
     assert kinds(look(listener=down)) == [("listener", "listener_down")]
 
 
 def test_lag_ends_at_another_limit_than_it_begins() -> None:
-    def behind(**span: float) -> Sight:
-        return look(listener=ListenerSight(True, True, NOW - timedelta(**span)))
+    def behind(**span: float) -> PipelineFacts:
+        return look(listener=ListenerFacts(True, True, NOW - timedelta(**span)))
 
     assert kinds(behind(minutes=4)) == []
-    assert kinds(behind(minutes=6)) == [("lag", "lag")]
-    assert kinds(behind(minutes=4), Kind.LAG) == [("lag", "lag")]
+    assert kinds(behind(minutes=6)) == [("lag", "listener_behind")]
+    assert kinds(behind(minutes=4), Kind.LAG) == [("lag", "listener_behind")]
     assert kinds(behind(seconds=50), Kind.LAG) == []
     open_still = find_incidents(behind(minutes=9), [(Kind.LAG, "")])[0]
     assert open_still == find_incidents(behind(minutes=9))[0]
-    assert open_still[0].message == "it was more than 5 minutes behind the source"
+    assert open_still[0].message == "the listener is behind: more than 5 minutes"
 
 
 @pytest.mark.parametrize(
@@ -104,22 +108,22 @@ def test_a_span_is_never_told_as_nothing(span: dict[str, float], words: str) -> 
 
 
 def test_a_slot_is_told_before_it_is_lost() -> None:
-    def slot(wal_status: str = "extended", **facts: Any) -> Sight:
-        return look(listener=RUNS, slot=SlotSight("s", wal_status, **facts))
+    def slot(wal_status: str = "extended", **facts: Any) -> PipelineFacts:
+        return look(listener=RUNS, slot=SlotState("s", wal_status, **facts))
 
     soon, later = FORECAST.total_seconds() - 1, FORECAST_OVER.total_seconds() - 1
-    assert kinds(slot(invalid_in_s=soon)) == [("forecast", "forecast")]
+    assert kinds(slot(invalid_in_s=soon)) == [("forecast", "slot_forecast")]
     assert kinds(slot(invalid_in_s=later)) == []
-    assert kinds(slot(invalid_in_s=later), Kind.FORECAST) == [("forecast", "forecast")]
-    assert kinds(slot(retained_bytes=RETAINED_BYTES + 1)) == [("retained", "retained")]
+    assert kinds(slot(invalid_in_s=later), Kind.FORECAST) == [("forecast", "slot_forecast")]
+    assert kinds(slot(retained_bytes=RETAINED_BYTES + 1)) == [("retained", "slot_retains")]
     assert kinds(slot(retained_bytes=RETAINED_BYTES + 1, safe_wal_bytes=1)) == []
     for status in ("unreserved", "lost", "missing"):
         assert kinds(slot(status, invalid_in_s=1.0)) == [("slot", status)]
 
 
 def test_of_a_source_that_does_not_answer_slot_and_lag_are_neither_told_nor_over() -> None:
-    down = ListenerSight(False, True, NOW - timedelta(hours=1))
-    found, unknown = find_incidents(look(listener=down, source_problem="no connection"))
+    down = ListenerFacts(False, True, NOW - timedelta(hours=1))
+    found, unknown = find_incidents(look(listener=down, source_problem=Problem("08006", "no connection")))
     assert [one.kind for one in found] == [Kind.SOURCE]
     kept = Kept(Incident(Kind.SLOT, "unreserved", ""), NOW, NOW)
     assert decide(found, {kept.incident.key: kept}, NOW, unknown=unknown).ended == []
@@ -162,9 +166,9 @@ def test_nobody_looks_again_after_a_command_so_a_dead_server_is_told_at_once() -
 def test_many_incidents_are_one_notice_of_bounded_length() -> None:
     incidents = [Incident(Kind.RUN, "42P01", "gone", f"public.t{n}") for n in range(500)]
     notice = describe_new("night", incidents)
-    assert notice.title == "replicator night: public.t0: failed, and 499 more"
+    assert notice.title == "replicator night: public.t0: failed: gone, and 499 more"
     assert len(notice.body.splitlines()) == MAX_LINES + 1
-    assert describe_ended("night", incidents[:1]).body == "over: public.t0: failed"
+    assert describe_ended("night", incidents[:1]).body == "over: public.t0: failed: gone"
 
 
 def test_a_hostile_name_stays_one_printable_line() -> None:
@@ -173,3 +177,34 @@ def test_a_hostile_name_stays_one_printable_line() -> None:
     assert notice.title.isprintable()
     assert notice.body.isprintable()
     assert max(len(notice.title), len(notice.body)) <= MAX_LENGTH
+
+
+def test_an_alert_says_in_its_title_what_is_wrong_and_carries_the_hint() -> None:
+    stopped = LastBatch(
+        "listen", "failed", "slot_lost", "the slot was invalidated: too little WAL", NOW, "run it again"
+    )
+    found, _ = find_incidents(look(batches={"-": stopped}))
+    notice = describe_new("night", found)
+    assert notice.title == "replicator night: the listener stopped: the slot was invalidated"
+    assert notice.body.splitlines() == [
+        "the listener stopped: the slot was invalidated: too little WAL (slot_lost)",
+        "hint: run it again",
+    ]
+    assert describe_ended("night", found).body == "over: the listener stopped: the slot was invalidated"
+
+
+def test_a_parked_table_is_told_with_its_hint_and_not_a_second_time_by_its_failed_batch() -> None:
+    parked = {
+        "t": Parked("identity_missing", "t has no identity: it has no key", "alter table t replica identity full")
+    }
+    failed = LastBatch("listen", "failed", "identity_missing", "t has no identity", NOW)
+    found, _ = find_incidents(look(parked=parked, batches={"t": failed}, listener=RUNS))
+    assert [(one.kind, one.code) for one in found] == [(Kind.PARKED, "identity_missing")]
+    assert found[0].headline == "t: parked: t has no identity"
+    assert describe_new("night", found).body.endswith("hint: alter table t replica identity full")
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_kind_has_words_of_its_own(kind: Kind) -> None:
+    assert Incident(kind, "code", "what: why").headline
+    assert Incident(kind, "code", "what: why", "t").sentence.startswith("t: ")

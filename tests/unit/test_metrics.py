@@ -22,6 +22,7 @@ CONTRACT = {
     "replicator_errors_total": {"pipeline", "sqlstate"},
     "replicator_quarantined_rows": {"pipeline", "table"},
     "replicator_verify_mismatched_rows": {"pipeline", "table"},
+    "replicator_parked_tables": {"pipeline"},
     "replicator_build_info": {"version"},
 }
 
@@ -75,8 +76,24 @@ def test_durations_fall_into_growing_buckets() -> None:
     assert value_of(text, "replicator_run_duration_seconds_sum") == 15
 
 
-def test_of_a_target_that_is_down_only_that_is_told() -> None:
-    text = render_metrics(PipelineFigures("night", is_target_up=False))
+def test_what_counts_and_measures_is_there_with_0_before_anything_happened() -> None:
+    text = render_metrics(PipelineFigures("night"))
+    for name in ("errors_total", "bytes_copied_total", "quarantined_rows", "verify_mismatched_rows",
+                 "parked_tables", "lag_seconds", "run_duration_seconds_count"):  # fmt: skip
+        assert value_of(text, f"replicator_{name}", pipeline="night") == 0, name
+    assert value_of(text, "replicator_runs_total", status="failed") == 0
+    later = render_metrics(figures(total("failed", code="23505")))
+    assert value_of(later, "replicator_errors_total", sqlstate="") == 0, "a series never ends"
+
+
+def test_of_a_target_that_went_away_the_last_figures_stay() -> None:
+    text = render_metrics(PipelineFigures("night", is_target_up=False, lag_s=90.0, parked=2))
+    assert value_of(text, "replicator_target_up") == 0
+    assert (value_of(text, "replicator_lag_seconds"), value_of(text, "replicator_parked_tables")) == (90, 2)
+
+
+def test_of_a_target_that_never_answered_only_that_is_told() -> None:
+    text = render_metrics(PipelineFigures("night", is_target_up=False, is_known=False))
     names = {name for name, _ in read_samples(text)}
     assert names == {"replicator_build_info", "replicator_target_up", "replicator_logs_dropped_total"}
     assert value_of(text, "replicator_target_up", pipeline="night") == 0
@@ -87,7 +104,7 @@ def test_a_hostile_name_stays_one_label() -> None:
     name = 'public."x\\"} 1\nreplicator_lag_seconds 9"'
     text = render_metrics(PipelineFigures("night", success_at={name: 1.0}))
     assert value_of(text, "replicator_run_last_success_timestamp_seconds", table=name) == 1
-    assert value_of(text, "replicator_lag_seconds") is None
+    assert value_of(text, "replicator_lag_seconds") == 0
 
 
 def test_the_text_file_is_replaced_in_one_step_and_readable_by_all(tmp_path: Path) -> None:
