@@ -15,6 +15,7 @@ from replicator.capture.intake import Intake
 from replicator.capture.lookup import Delivered
 from replicator.capture.window import Emptied, Window
 from replicator.changes import Changes, Segment
+from replicator.continuity import Expectation, LastCommit
 from replicator.errors import StreamError
 from replicator.fold import Fold, KeyedFold
 from replicator.position import Lsn, Origin
@@ -31,11 +32,19 @@ class Collector:
     """The reading thread's side of the changelog in memory.
 
     resolve: finds the intake of a relation, None for one that is not ours. position: all before it is in the target.
-    origins: what each table has beyond that.
+    origins: what each table has beyond that. expectation: what proves the source's history, ahead of all that counts.
     """
 
-    def __init__(self, resolve: Resolve, position: Lsn, origins: dict[str, Origin], delivered: Delivered) -> None:
+    def __init__(
+        self,
+        resolve: Resolve,
+        position: Lsn,
+        origins: dict[str, Origin],
+        delivered: Delivered,
+        expectation: Expectation,
+    ) -> None:
         self._resolve, self._position, self._origins, self._delivered = resolve, position, origins, delivered
+        self.expectation = expectation
         self._intakes: dict[int, Intake | None] = {}
         self._row_bytes: dict[int, int] = {}
         self._sinks: dict[int, _Sink | None] = {}
@@ -78,6 +87,8 @@ class Collector:
         if self._begin is not None:
             raise _out_of_order("a transaction begins inside another one")
         self._begin = begin
+        if not self.expectation.is_met:
+            self.expectation.meet(begin.final_lsn, begin.xid, begin.commit_time_us)
         for window in self.windows.values():
             window.begin = begin
         # A position is the end of a commit record, or of something else; a commit that begins before it ended there.
@@ -95,6 +106,9 @@ class Collector:
         if not self._skips:
             self.changes.position = commit.end_lsn
             self.changes.commit_time_us = commit.commit_time_us
+            self.changes.last_commit = LastCommit(
+                commit.commit_lsn, commit.end_lsn, self._begin.xid, self._begin.commit_time_us
+            )
             self.changes.transactions += 1
         self._begin = None
         self._skips = False

@@ -11,12 +11,13 @@ from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.capture.source_state import SlotFacts, read_slot
 from replicator.config.settings import Settings
 from replicator.db import closing, translated
-from replicator.errors import ReplicatorError
+from replicator.errors import PassingError, ReplicatorError
 from replicator.monitor.health import LISTENER_ROW, MOVED, ListenerFacts, Parked, PipelineFacts, Problem, SlotState
 from replicator.monitor.observe import measure_slot
 from replicator.monitor.operation import Operation
 from replicator.relation import TABLE
 from replicator.selection import parse_table_name, select_entry
+from replicator.sync.history import find_history_errors
 from replicator.sync.preparation import open_access
 
 Forecast = Callable[[SlotFacts], float | None]
@@ -79,7 +80,26 @@ def read_facts(
     if control.list_pending():
         return replace(facts, is_ready=False)
     facts = _add_stream(facts, control, settings, source, listens=listens, is_streaming=is_streaming)
-    return _add_tables(facts, control, settings) if with_tables else facts
+    if not with_tables:
+        return facts
+    if source is not None and source.problem is None:
+        facts = replace(facts, history=_find_history(control, settings))
+    return _add_tables(facts, control, settings)
+
+
+def _find_history(control: Control, settings: Settings) -> tuple[Problem, ...]:
+    """Return what the source lacks of what the target has. It is asked once the target has told: both move on."""
+    records = control.read_records()
+    listener = StreamControl(control.connection, control.schema, control.pipeline).read_state()
+    if not records:
+        return ()
+    try:
+        access = open_access(settings)
+        with closing(access.open_at_slot(settings.slot_name, first=True)) as connection, translated("source"):
+            errors = find_history_errors(connection, settings.slot_name, records, listener)
+    except ReplicatorError:
+        return ()
+    return tuple(describe_problem(error) for error in errors if not isinstance(error, PassingError))
 
 
 def _add_stream(

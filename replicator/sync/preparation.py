@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from replicator.apply.control import Control, TableRecord
@@ -177,10 +177,12 @@ def decide_job(
     *,
     full: bool,
     home: str | None = None,
+    lost_markers: Collection[str] = (),
 ) -> Reading:
     """Decide what is read of a table in the snapshot. Raises SafetyStop as `decide_reading` does.
 
-    home: where a table that was never read is expected: the cluster of the others.
+    home: where a table that was never read is expected: the cluster of the others. lost_markers: those that do not
+    hold.
     """
     state = job.record.state
     if state.system_identifier is None:
@@ -197,6 +199,7 @@ def decide_job(
         audit_due=audits_every_time(relation) or is_audit_due(state, facts.clock, job.settings.audit_every),
         audit_by_xmin=audits_by_xmin(job.mapping, job.settings),
         verify_share=job.settings.verify_share if job.mapping.key else 0.0,
+        is_same_history=state.marker not in lost_markers,
         table=job.table,
     )
 
