@@ -23,6 +23,9 @@ from replicator.position import Lsn, Origin
 # What a message costs in memory beyond its own bytes: the row's tuple, a header for each cell, the key's place.
 _ROW_BYTES, _CELL_BYTES = 300, 40
 
+HEARTBEAT = "replicator"
+"""The prefix of our own messages: nobody misses the transaction of one."""
+
 _ROWS = frozenset({pgoutput.Insert, pgoutput.PartialInsert, pgoutput.Update, pgoutput.PartialUpdate, pgoutput.Delete})
 _Sink = tuple["Intake | _Keeper", Segment, int]
 Resolve = Callable[[pgoutput.Relation], "Intake | None"]
@@ -52,6 +55,9 @@ class Collector:
         self._all_since = max([position, *(origin.end for origin in origins.values())])
         self._picky = True
         self._begin: pgoutput.Begin | None = None
+        # The last transaction of those in hand that a source without it would lack.
+        self._last: tuple[pgoutput.Begin, pgoutput.Commit] | None = None
+        self._is_heartbeat = False
         self._skips = False
         self.changes = Changes()
         self.stale: set[str] = set()
@@ -79,9 +85,11 @@ class Collector:
             self._learn(message)  # type: ignore[arg-type]
         elif kind is pgoutput.Truncate:
             self._truncate(message)  # type: ignore[arg-type]
+        elif kind is pgoutput.LogicalMessage:
+            self._is_heartbeat = message.transactional and message.prefix == HEARTBEAT  # type: ignore[union-attr]
         elif kind is pgoutput.StreamAbort:
             self._check_abort(message)  # type: ignore[arg-type]
-        # Of the other kinds (origins, types, messages of applications) nothing is wanted.
+        # Of the other kinds (origins, types, messages of others) nothing is wanted.
 
     def _open(self, begin: pgoutput.Begin) -> None:
         if self._begin is not None:
@@ -106,11 +114,11 @@ class Collector:
         if not self._skips:
             self.changes.position = commit.end_lsn
             self.changes.commit_time_us = commit.commit_time_us
-            self.changes.last_commit = LastCommit(
-                commit.commit_lsn, commit.end_lsn, self._begin.xid, self._begin.commit_time_us
-            )
             self.changes.transactions += 1
+            if not self._is_heartbeat:
+                self._last = self._begin, commit
         self._begin = None
+        self._is_heartbeat = False
         self._skips = False
 
     def _check_abort(self, abort: pgoutput.StreamAbort) -> None:
@@ -273,6 +281,10 @@ class Collector:
     def hand_over(self) -> Changes:
         """Return what was collected, and begin anew. Inside a transaction the changes are marked as open."""
         changes, self.changes = self.changes, Changes()
+        if self._last is not None:
+            begin, commit = self._last
+            changes.last_commit = LastCommit(commit.commit_lsn, commit.end_lsn, begin.xid, begin.commit_time_us)
+            self._last = None
         self._sinks.clear()
         if self._begin is not None and not self._skips:
             changes.is_open = True

@@ -26,6 +26,7 @@ from replicator.apply.target import (
     write_enum_ddl,
 )
 from replicator.apply.types import EnumChange, Resolved
+from replicator.capture.history import find_lost_markers
 from replicator.capture.pull import Access, count_prepared, is_standby, observe, since_mark, since_xid, take_snapshot
 from replicator.catalog import find_relations, read_relations
 from replicator.config.settings import Settings
@@ -154,6 +155,9 @@ class _Planner:
         self.observations = [snapshot.observation, early, *kept]
         self.home = find_home(self.records.values())
         check_home(source, target, self.home)
+        with translated("source"):
+            markers = {record.state.marker for record in self.records.values()} - {""}
+            self.lost_markers = find_lost_markers(source, markers)
         self.told: set[str] = set()
 
     def look_at(self, tables: Sequence[Chosen]) -> Sequence[Chosen]:
@@ -199,7 +203,9 @@ class _Planner:
             on_standby=self.on_standby,
             mask_key=self.access.mask_key,
         )
-        plan.reading = decide_job(job, self.facts, self.observations, full=False, home=self.home)
+        plan.reading = decide_job(
+            job, self.facts, self.observations, full=False, home=self.home, lost_markers=self.lost_markers
+        )
         return job
 
     def _fit_target(self, plan: TablePlan, job: Job) -> None:
