@@ -48,9 +48,23 @@ def find_lost_markers(connection: Connection, markers: Collection[str]) -> froze
     """Return the markers that do not hold: the source is in another history than when they were made."""
     if not markers:
         return frozenset()
-    rows = connection.execute(statement("source.transaction_statuses"), {"xids": list_xids(markers)}).fetchall()
-    statuses = {row["xid"]: row["status"] for row in rows}
+    statuses = _read_statuses(connection, list_xids(markers))
     return frozenset(text for text in markers if not Marker.parse(text).holds(statuses))
+
+
+def knows(connection: Connection, marker: Marker) -> bool:
+    """Say whether a server has come as far as a marker, whoever the transactions belong to there."""
+    return marker.is_committed.keys() <= _read_statuses(connection, list(marker.is_committed)).keys()
+
+
+def shows_marker(connection: Connection, marker: Marker) -> bool:
+    """Say whether a server has the transactions of a marker."""
+    return marker.holds(_read_statuses(connection, list(marker.is_committed)))
+
+
+def _read_statuses(connection: Connection, xids: list[int]) -> dict[int, str | None]:
+    rows = connection.execute(statement("source.transaction_statuses"), {"xids": xids}).fetchall()
+    return {row["xid"]: row["status"] for row in rows}
 
 
 def make_marker(connection: Connection) -> Marker:

@@ -36,6 +36,7 @@ from replicator.pooler import server_pid
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
 from replicator.strategy import FULL, XMIN, watermark_slack
+from replicator.sync.identity import is_same_database
 from replicator.sync.inventory import Chosen, find_vanished, take_inventory
 from replicator.sync.preparation import check_home, decide_job, find_home, prepare_job, unknown_record
 from replicator.sync.rights import TargetRights, find_read_gaps
@@ -159,6 +160,7 @@ class _Planner:
             markers = {record.state.marker for record in self.records.values()} - {""}
             self.lost_markers = find_lost_markers(source, markers)
         self.told: set[str] = set()
+        self.is_source = is_same_database(source, target)
 
     def look_at(self, tables: Sequence[Chosen]) -> Sequence[Chosen]:
         """Read the catalog of all tables at once, and return them."""
@@ -209,7 +211,7 @@ class _Planner:
         return job
 
     def _fit_target(self, plan: TablePlan, job: Job) -> None:
-        check_apart(self.target, job, self.facts.system_identifier)
+        check_apart(self.target, job, is_source=self.is_source)
         if job.target in self.owners:
             raise share_target(self.control, job, self.owners[job.target])
         enums = plan_job_enums(self.target, job)

@@ -40,6 +40,7 @@ from replicator.patience import FAILOVER, as_passing
 from replicator.pooler import server_pid
 from replicator.reading import Observation, Reading, distrust_stream
 from replicator.strategy import FULL, WATERMARK, XMIN
+from replicator.sync.identity import is_same_database
 from replicator.sync.inventory import Chosen
 from replicator.sync.preparation import choose_digest, decide_job, find_home, prepare_job, went_away
 from replicator.sync.rights import find_read_gaps
@@ -158,6 +159,7 @@ class Round:
             found = find_relations(snapshot.connection, by_name)
             relations = read_relations(snapshot.connection, found.values())
         self.digest = choose_digest(run.watcher, self.control.connection)
+        self.is_source = is_same_database(run.watcher, self.control.connection)
         self.relations = relations
         jobs: list[Job] = []
         for name, chosen in by_name.items():
@@ -350,6 +352,7 @@ class Round:
             self.digest,
             replica,
             rebuilds=self.run.path == "resync",
+            is_source=self.is_source,
         )
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:

@@ -71,8 +71,24 @@ select pg_catalog.pg_current_xact_id()::text::bigint as xid,
 select pg_catalog.pg_current_wal_flush_lsn() >= :'lsn'::text::pg_lsn as is_flushed;
 
 -- name: database
--- Its OID in its cluster. Asked of a target too.
-select d.oid::bigint as oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database();
+-- Asked of both sides. What a copy of a server has in common with it, and whether it is in recovery.
+select d.oid::bigint as oid, c.system_identifier::text as system_identifier, pg_catalog.pg_is_in_recovery() as is_standby
+from pg_catalog.pg_database d, pg_catalog.pg_control_system() c where d.datname = pg_catalog.current_database();
+
+-- name: show_token
+-- token: a number that nobody else has. Until `hide_token`, and while this session lasts.
+select pg_catalog.pg_advisory_lock(:'token'::bigint)::text as shown;
+
+-- name: sees_token
+select exists (
+    select from pg_catalog.pg_locks l
+    where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
+      and ((l.classid::bigint << 32) | l.objid::bigint) = :'token'::bigint
+      and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+) as is_seen;
+
+-- name: hide_token
+select pg_catalog.pg_advisory_unlock(:'token'::bigint) as was_shown;
 
 -- name: system_identifier
 select c.system_identifier::text as system_identifier from pg_catalog.pg_control_system() c;
