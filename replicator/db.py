@@ -59,7 +59,9 @@ PINNED = {
     "synchronous_commit": "on",
 }
 
-_OF_SESSIONS = frozenset({"client_encoding", "transaction_timeout", "restrict_nonsystem_relation_kind"})
+_OF_SESSIONS = frozenset(
+    {"client_encoding", "transaction_timeout", "restrict_nonsystem_relation_kind", "synchronous_commit"}
+)
 """What is not pinned again in a transaction: younger than some server, or nothing that changes a value there."""
 
 _PASSING_CLASSES = ("08", "53")

@@ -173,6 +173,10 @@ class StreamStart:
         self.is_proven = now.confirmed is not None and state.position is not None and now.confirmed >= state.position
         if state.position is None and repair_xid is None:
             chosen = self._give_up_dead_copies(chosen)
+        if self.has_lost_history:
+            # An attempt that dies must not leave behind where a repair of the lost history would begin.
+            with translated("target"):
+                self.streams.resume(now.timeline, keeps_repair=False)
         self._copy(chosen, slot, repair_xid)
         return self.streams.read_state()
 
