@@ -375,7 +375,9 @@ def test_a_rewound_standby_is_read_whole_though_its_control_file_has_the_old_tim
     first.execute("insert into t values (100, 'new')", dbname=pair.source_db)
     second.wait_for_replay(first)
     read_from(pair, second)
-    assert pair.json("plan")["tables"][0]["load_type"] == "full"
+    plan = pair.json("plan")["tables"][0]
+    assert plan["load_type"] == "full"
+    assert "timeline" in plan["load_reason"]
     pair.run("sync")
     pair.assert_equal("public.t")
     assert pair.control_rows("public.t")[-1]["load_type"] == "full"
