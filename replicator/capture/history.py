@@ -22,6 +22,11 @@ from replicator.statement import statement
 FLUSH_WAIT_S = 30.0
 """The longest wait for a flush: thrice the longest wal_writer_delay."""
 _POLL_S = 0.02
+_REFUSED = (
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.ObjectNotInPrerequisiteState,
+    psycopg.errors.FeatureNotSupported,
+)
 _COMMIT, _ROLLBACK = b"COMMIT", b"ROLLBACK"
 _ENDINGS = (_COMMIT, _ROLLBACK) * 6
 
@@ -38,7 +43,9 @@ def settle_history(
     if facts.is_standby:
         return replace(facts, marker=read_marker(connection, facts.xmin)), lost
     known = next((text for text in markers if text not in lost and Marker.parse(text).covers(facts.next_xid)), None)
-    marker = Marker.parse(known) if known is not None else make_marker(connection)
+    marker = Marker.parse(known) if known is not None else _try_to_mark(connection)
+    if marker is None:
+        return replace(facts, marker=read_marker(connection, facts.xmin)), lost
     if known is None or not is_flushed(connection, facts.lsn):
         marker = Marker({**marker.is_committed, **force_flush(connection)})
     return replace(facts, marker=str(marker)), lost
@@ -65,6 +72,15 @@ def shows_marker(connection: Connection, marker: Marker) -> bool:
 def _read_statuses(connection: Connection, xids: list[int]) -> dict[int, str | None]:
     rows = connection.execute(statement("source.transaction_statuses"), {"xids": xids}).fetchall()
     return {row["xid"]: row["status"] for row in rows}
+
+
+def _try_to_mark(connection: Connection) -> Marker | None:
+    """Leave a mark; None on a server that gives out no transaction ids and does not call itself a standby."""
+    try:
+        return make_marker(connection)
+    except _REFUSED:
+        connection.execute("ROLLBACK")
+        return None
 
 
 def make_marker(connection: Connection) -> Marker:
