@@ -44,10 +44,10 @@ class Collector:
         position: Lsn,
         origins: dict[str, Origin],
         delivered: Delivered,
-        expectation: Expectation,
+        expectation: Expectation | None = None,
     ) -> None:
         self._resolve, self._position, self._origins, self._delivered = resolve, position, origins, delivered
-        self.expectation = expectation
+        self.expectation = expectation or Expectation(None)
         self._intakes: dict[int, Intake | None] = {}
         self._row_bytes: dict[int, int] = {}
         self._sinks: dict[int, _Sink | None] = {}

@@ -65,12 +65,13 @@ def read_facts(
     listens: bool = False,
     is_streaming: bool | None = None,
     with_tables: bool = True,
+    with_history: bool = False,
 ) -> PipelineFacts:
     """Return what is known of the pipeline now.
 
     source: None where it was not asked. listens: there should be a listener, whether or not one ever ran.
     is_streaming: None where nobody has watched it for a while; then the slot tells. with_tables: False leaves out all
-    that concerns a single table.
+    that concerns a single table. with_history: ask the source whether it has what the target has of it.
     """
     problem = None if source is None else source.problem
     facts = PipelineFacts(datetime.now(UTC), settings.alerts.stale_after, source_problem=problem)
@@ -80,11 +81,9 @@ def read_facts(
     if control.list_pending():
         return replace(facts, is_ready=False)
     facts = _add_stream(facts, control, settings, source, listens=listens, is_streaming=is_streaming)
-    if not with_tables:
-        return facts
-    if source is not None and source.problem is None:
+    if with_history and source is not None and source.problem is None:
         facts = replace(facts, history=_find_history(control, settings))
-    return _add_tables(facts, control, settings)
+    return _add_tables(facts, control, settings) if with_tables else facts
 
 
 def _find_history(control: Control, settings: Settings) -> tuple[Problem, ...]:

@@ -172,7 +172,7 @@ class StreamedLook:
 
     def _compare_exactly(self, watcher: Connection) -> Verdict | None:
         """Compare both sides as of one position of the stream; None where that cannot be had."""
-        exact = ExactLook(self.run, self.session, self.job, self.system_identifier)
+        exact = ExactLook(self.run, self.session, self.job)
         for _ in range(_EXACT_LOOKS):
             try:
                 with exact.open(watcher) as point:

@@ -138,7 +138,7 @@ class _Repair:
 
     def _repair_rows(self) -> None:
         """Write what differs in a table without a key, at a point of the stream; where that fails the listener does."""
-        exact = ExactLook(self.run, self.session, self.job, self.system_identifier)
+        exact = ExactLook(self.run, self.session, self.job)
         try:
             with exact.open(self.source) as point, self.session.connection.transaction():
                 self._exchange(exact, point)
