@@ -157,7 +157,7 @@ class _Repair:
         connection, job = self.session.connection, self.job
         wait_for_position(self.run, self.streams, job.table, point.begins)
         with translated("target", job.table):
-            table = open_target_table(self.session, job, self.system_identifier)
+            table = open_target_table(self.session, job)
             staging = exact.stage_source(point, table)
             self.streams.hold()
             self.session.control.wait_for_table(job.table)
