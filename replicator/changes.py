@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from replicator.continuity import LastCommit
 from replicator.fold import GONE, Fold, KeyedFold
 from replicator.position import Lsn
 
@@ -31,8 +32,9 @@ class Changes:
     commit_lsn: where the last transaction in here commits, whole or not. commit_time_us: when the last whole one did,
     in microseconds since 2000-01-01 UTC.
     is_open: the last transaction is not, its rest follows. stale: tables of which nothing more was taken: they are to
-    be read again. joined: by table, the definition of those that are live from this batch on. fresh_at: all that the
-    source committed before this moment is in here or before it. repair_xid: the same of all older transactions.
+    be read again. joined: by table, the definition of those that are live from this batch on. last_commit: the last
+    whole transaction. fresh_at: all that the source committed before this moment is in here or before it. repair_xid:
+    the same of all older transactions.
     """
 
     segments: dict[str, list[Segment]] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class Changes:
     joined: dict[str, str] = field(default_factory=dict)
     fresh_at: datetime | None = None
     repair_xid: int | None = None
+    last_commit: LastCommit | None = None
 
     @property
     def committed_at(self) -> datetime | None:

@@ -32,8 +32,9 @@ from replicator.statement import statement
 
 Connection = psycopg.Connection[dict[str, Any]]
 
-# Everything that changes how a value is written or read as text, or ends a long read. A database or role may set any of
-# these: extra_float_digits = 0 turns 0.30000000000000004 into 0.3, array_nulls = off turns {NULL} into {"NULL"}.
+# Everything that changes how a value is written or read as text, ends a long read, or lets a commit be lost. A database
+# or role may set any of these: extra_float_digits = 0 turns 0.30000000000000004 into 0.3, array_nulls = off turns
+# {NULL} into {"NULL"}.
 PINNED = {
     "client_encoding": "UTF8",
     "DateStyle": "ISO, YMD",
@@ -57,9 +58,12 @@ PINNED = {
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
     "jit": "off",
+    "synchronous_commit": "on",
 }
 
-_OF_SESSIONS = frozenset({"client_encoding", "transaction_timeout", "restrict_nonsystem_relation_kind"})
+_OF_SESSIONS = frozenset(
+    {"client_encoding", "transaction_timeout", "restrict_nonsystem_relation_kind", "synchronous_commit"}
+)
 """What is not pinned again in a transaction: younger than some server, or nothing that changes a value there."""
 
 _PASSING_CLASSES = ("08", "53")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from replicator.continuity import Standing
 from replicator.digest import SLOTS
 from replicator.errors import SafetyStop
 from replicator.position import Lsn, is_within_horizon
@@ -24,7 +25,8 @@ INCREMENTAL = "incremental"
 class SnapshotFacts:
     """One snapshot of the source. xmin and next_xid are 64 bits wide; clock is the source's own.
 
-    snapshot: which transactions it sees, as PostgreSQL writes it.
+    snapshot: which transactions it sees, as PostgreSQL writes it. lsn: all that it sees was committed before.
+    marker: transactions around the snapshot, by which a later read knows the history again; empty without one.
     """
 
     exported: str
@@ -36,6 +38,7 @@ class SnapshotFacts:
     lsn: Lsn
     is_standby: bool
     snapshot: str = ""
+    marker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class State:
     snapshot_at: datetime | None = None
     audited_at: datetime | None = None
     verified_through: datetime | None = None
+    marker: str = ""
     proved_at: tuple[datetime | None, ...] = ()
 
 
@@ -105,12 +109,14 @@ def decide_reading(
     audit_due: bool,
     audit_by_xmin: bool,
     verify_share: float = 0.0,
+    is_same_history: bool = True,
     table: str,
 ) -> Reading:
     """Decide what to read in the snapshot.
 
     audit_by_xmin: the relation is audited by the age of its rows; others, which have none, by hashes.
     verify_share: the part of the slots to be proved as well, those that were not for longest.
+    is_same_history: False where the state's marker does not hold.
     observations: those made before this snapshot, newest first, the first one just before it. Raises SafetyStop when
     the source is another database cluster than last time.
     """
@@ -123,7 +129,7 @@ def decide_reading(
             id="source_changed",
             table=table,
         )
-    reason = _full_reason(choice, state, facts, fingerprint, full=full)
+    reason = _full_reason(choice, state, facts, fingerprint, full=full, is_same_history=is_same_history)
     audit_xid = state.audit_xid_position if audit_due and audit_by_xmin else None
     if not reason and audit_xid is not None and not is_within_horizon(audit_xid, facts.next_xid):
         reason = "2^31 transactions have passed since the last audit"
@@ -151,6 +157,16 @@ def decide_reading(
     )
 
 
+def distrust_stream(reading: Reading, standing: Standing) -> Reading:
+    """Return the reading of a table whose rows a stream brought: where the source may lack them, all are looked at."""
+    if reading.load_type == FULL or standing is Standing.PROVEN:
+        return reading
+    if standing is Standing.UNPROVEN:
+        return replace(reading, slots=tuple(range(SLOTS)))
+    reason = "the source stands before what its stream brought: it was put back from an older copy"
+    return replace(reading, load_type=FULL, since_xid=None, since_mark=None, audit=False, slots=(), reason=reason)
+
+
 def choose_slots(proved_at: Sequence[datetime | None], share: float) -> tuple[int, ...]:
     """Return the slots of keys to prove now: this part of all, those first that were never proved or not for longest.
 
@@ -162,7 +178,9 @@ def choose_slots(proved_at: Sequence[datetime | None], share: float) -> tuple[in
     return tuple(sorted(order[:count]))
 
 
-def _full_reason(choice: Choice, state: State, facts: SnapshotFacts, fingerprint: str, *, full: bool) -> str:
+def _full_reason(
+    choice: Choice, state: State, facts: SnapshotFacts, fingerprint: str, *, full: bool, is_same_history: bool
+) -> str:
     if full:
         return "asked for"
     if state.snapshot_at is None or state.lsn is None or state.xid_position is None:
@@ -177,6 +195,8 @@ def _full_reason(choice: Choice, state: State, facts: SnapshotFacts, fingerprint
         return "the source's timeline changed: a failover or a restore"
     if facts.lsn < state.lsn:
         return "the source stands before the last read: a restore, or a standby that lags"
+    if not is_same_history:
+        return "the source is in another history than at the last read: it was put back from an older copy"
     if choice.strategy == XMIN and not is_within_horizon(state.xid_position, facts.next_xid):
         return "2^31 transactions have passed since the last read"
     if choice.strategy == WATERMARK:

@@ -68,7 +68,7 @@ class Session:
     """A connection to the target that loads.
 
     replica: triggers and foreign keys do not fire in it. rebuilds: tables may be emptied, or columns of theirs, where
-    another type asks for that: they are read whole.
+    another type asks for that: they are read whole. is_source: the source reads from the same database.
     """
 
     connection: Connection
@@ -76,3 +76,4 @@ class Session:
     digest: Digest
     replica: bool
     rebuilds: bool = False
+    is_source: bool = False

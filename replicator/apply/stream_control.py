@@ -15,6 +15,7 @@ from replicator.apply.control import lock_key
 from replicator.batch import Figures
 from replicator.cell import is_text
 from replicator.changes import KeyText
+from replicator.continuity import LastCommit, StreamRecord
 from replicator.db import Connection
 from replicator.errors import FencedError, LockHeldError, PassingError, ReplicatorError
 from replicator.position import Lsn, Origin, Seen
@@ -29,7 +30,10 @@ STREAM_LOCK = "stream"
 
 @dataclass(frozen=True, slots=True)
 class ListenerState:
-    """Where the stream stands. position: None before the initial copy is complete, and after a gap was found."""
+    """Where the stream stands. position: None before the initial copy is complete, and after a gap was found.
+
+    last_commit: what the stream brought last; None before anything.
+    """
 
     epoch: int
     slot_name: str | None
@@ -39,6 +43,16 @@ class ListenerState:
     position: Lsn | None
     fresh_at: datetime | None
     repair_xid: int | None
+    last_commit: LastCommit | None = None
+
+    @property
+    def record(self) -> StreamRecord | None:
+        """Return what is compared with the source; None before the initial copy is complete."""
+        if self.position is None:
+            return None
+        return StreamRecord(
+            self.system_identifier, self.timeline, self.consistent_point, self.position, self.last_commit
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +155,23 @@ class StreamControl:
         """Keep the stream from landing anything until this transaction ends. It may go on reading meanwhile."""
         self._execute("hold")
 
-    def save_position(self, position: Lsn, fresh_at: datetime | None, repair_xid: int | None) -> None:
-        """Write the position, inside the transaction of the data."""
+    def resume(self, timeline: int, *, keeps_repair: bool) -> None:
+        """Note that the stream goes on, on this timeline. keeps_repair: False forgets where a repair would begin."""
+        self._check(self._execute("resume", timeline=timeline, keeps_repair=keeps_repair).rowcount)
+
+    def save_position(
+        self, position: Lsn, fresh_at: datetime | None, repair_xid: int | None, last_commit: LastCommit | None
+    ) -> None:
+        """Write the position, inside the transaction of the data. last_commit: None where nothing was brought."""
         saved = self._execute(
             "save_position",
             position=str(position),
             fresh_at=fresh_at,
             repair_xid=None if repair_xid is None else str(repair_xid),
+            commit_lsn=None if last_commit is None else str(last_commit.lsn),
+            commit_end=None if last_commit is None else str(last_commit.end),
+            commit_xid=None if last_commit is None else last_commit.xid,
+            commit_time_us=None if last_commit is None else last_commit.time_us,
         )
         # In a pipeline only an answer that is fetched is there.
         self._check(len(saved.fetchall()))
@@ -414,4 +438,12 @@ def _state(row: Row) -> ListenerState:
         position=lsn("position"),
         fresh_at=row["fresh_at"],
         repair_xid=None if row["repair_xid"] is None else int(row["repair_xid"]),
+        last_commit=_last_commit(row),
     )
+
+
+def _last_commit(row: Row) -> LastCommit | None:
+    if row["commit_lsn"] is None:
+        return None
+    lsn, end = Lsn.parse(row["commit_lsn"]), Lsn.parse(row["commit_end"])
+    return LastCommit(lsn, end, row["commit_xid"], row["commit_time_us"])

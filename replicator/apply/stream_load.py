@@ -512,7 +512,7 @@ class StreamLoader:
                     self.control.mark_stale(table)
                 for table, definition in changes.joined.items():
                     self.control.join_table(table, position, definition)
-                self.control.save_position(position, changes.fresh_at, changes.repair_xid)
+                self.control.save_position(position, changes.fresh_at, changes.repair_xid, changes.last_commit)
             self._move_cheap_sequences()
 
 

@@ -88,7 +88,7 @@ class TableLoad(ABC):
                 table=self.job.table,
             )
         with self.figures.phase("prepare"):
-            check_apart(self.session.connection, self.job, self.incoming.facts.system_identifier)
+            check_apart(self.session.connection, self.job, is_source=self.session.is_source)
             claim_target(control, self.job)
             evolution, existing, types = plan_target(self.session.connection, self.job, rebuilds=self.session.rebuilds)
             self.evolution = evolution

@@ -138,19 +138,11 @@ def _used_types(job: Job) -> list[int]:
     return used
 
 
-def is_database(connection: Connection, database_oid: int, system_identifier: str) -> bool:
-    """Say whether the target is this database of this cluster: the source's own."""
-    if connection.execute(statement("source.database"), {}).fetchone() != {"oid": database_oid}:
-        return False
-    cluster = connection.execute(statement("source.system_identifier"), {}).fetchone()
-    return cluster == {"system_identifier": system_identifier}
-
-
-def check_apart(connection: Connection, job: Job, system_identifier: str) -> None:
-    """Raise ConfigError if the target is the source's own table, or a part of it. system_identifier: the source's."""
-    relation = job.mapping.relation
-    if not is_database(connection, relation.database, system_identifier):
+def check_apart(connection: Connection, job: Job, *, is_source: bool) -> None:
+    """Raise ConfigError if the target is the source's own table, or a part of it. is_source: of the database."""
+    if not is_source:
         return
+    relation = job.mapping.relation
     oid = find_relations(connection, [job.target]).get(job.target)
     if oid == relation.oid or oid in [member.oid for member in relation.members]:
         raise ConfigError(

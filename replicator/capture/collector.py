@@ -15,12 +15,16 @@ from replicator.capture.intake import Intake
 from replicator.capture.lookup import Delivered
 from replicator.capture.window import Emptied, Window
 from replicator.changes import Changes, Segment
+from replicator.continuity import Expectation, LastCommit
 from replicator.errors import StreamError
 from replicator.fold import Fold, KeyedFold
 from replicator.position import Lsn, Origin
 
 # What a message costs in memory beyond its own bytes: the row's tuple, a header for each cell, the key's place.
 _ROW_BYTES, _CELL_BYTES = 300, 40
+
+HEARTBEAT = "replicator"
+"""The prefix of our own messages: nobody misses the transaction of one."""
 
 _ROWS = frozenset({pgoutput.Insert, pgoutput.PartialInsert, pgoutput.Update, pgoutput.PartialUpdate, pgoutput.Delete})
 _Sink = tuple["Intake | _Keeper", Segment, int]
@@ -31,11 +35,19 @@ class Collector:
     """The reading thread's side of the changelog in memory.
 
     resolve: finds the intake of a relation, None for one that is not ours. position: all before it is in the target.
-    origins: what each table has beyond that.
+    origins: what each table has beyond that. expectation: what proves the source's history, ahead of all that counts.
     """
 
-    def __init__(self, resolve: Resolve, position: Lsn, origins: dict[str, Origin], delivered: Delivered) -> None:
+    def __init__(
+        self,
+        resolve: Resolve,
+        position: Lsn,
+        origins: dict[str, Origin],
+        delivered: Delivered,
+        expectation: Expectation | None = None,
+    ) -> None:
         self._resolve, self._position, self._origins, self._delivered = resolve, position, origins, delivered
+        self.expectation = expectation or Expectation(None)
         self._intakes: dict[int, Intake | None] = {}
         self._row_bytes: dict[int, int] = {}
         self._sinks: dict[int, _Sink | None] = {}
@@ -43,6 +55,9 @@ class Collector:
         self._all_since = max([position, *(origin.end for origin in origins.values())])
         self._picky = True
         self._begin: pgoutput.Begin | None = None
+        # The last transaction of those in hand that a source without it would lack.
+        self._last: tuple[pgoutput.Begin, pgoutput.Commit] | None = None
+        self._is_heartbeat = False
         self._skips = False
         self.changes = Changes()
         self.stale: set[str] = set()
@@ -70,14 +85,18 @@ class Collector:
             self._learn(message)  # type: ignore[arg-type]
         elif kind is pgoutput.Truncate:
             self._truncate(message)  # type: ignore[arg-type]
+        elif kind is pgoutput.LogicalMessage:
+            self._is_heartbeat = message.transactional and message.prefix == HEARTBEAT  # type: ignore[union-attr]
         elif kind is pgoutput.StreamAbort:
             self._check_abort(message)  # type: ignore[arg-type]
-        # Of the other kinds (origins, types, messages of applications) nothing is wanted.
+        # Of the other kinds (origins, types, messages of others) nothing is wanted.
 
     def _open(self, begin: pgoutput.Begin) -> None:
         if self._begin is not None:
             raise _out_of_order("a transaction begins inside another one")
         self._begin = begin
+        if not self.expectation.is_met:
+            self.expectation.meet(begin.final_lsn, begin.xid, begin.commit_time_us)
         for window in self.windows.values():
             window.begin = begin
         # A position is the end of a commit record, or of something else; a commit that begins before it ended there.
@@ -96,7 +115,10 @@ class Collector:
             self.changes.position = commit.end_lsn
             self.changes.commit_time_us = commit.commit_time_us
             self.changes.transactions += 1
+            if not self._is_heartbeat:
+                self._last = self._begin, commit
         self._begin = None
+        self._is_heartbeat = False
         self._skips = False
 
     def _check_abort(self, abort: pgoutput.StreamAbort) -> None:
@@ -259,6 +281,10 @@ class Collector:
     def hand_over(self) -> Changes:
         """Return what was collected, and begin anew. Inside a transaction the changes are marked as open."""
         changes, self.changes = self.changes, Changes()
+        if self._last is not None:
+            begin, commit = self._last
+            changes.last_commit = LastCommit(commit.commit_lsn, commit.end_lsn, begin.xid, begin.commit_time_us)
+            self._last = None
         self._sinks.clear()
         if self._begin is not None and not self._skips:
             changes.is_open = True

@@ -26,7 +26,7 @@ from replicator.hosts import narrow_conninfo, split_hosts
 from replicator.limits import find_limit
 from replicator.page_range import Pages
 from replicator.pooler import not_pinned, server_pid
-from replicator.position import Lsn, wrap_xid
+from replicator.position import Lsn, step_before_header, wrap_xid
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import FOREIGN, MATVIEW, Relation
 from replicator.rules import MASK_KEY_SETTING, Mapping, Output, name_output
@@ -175,7 +175,7 @@ def take_snapshot(
         clock=row["clock"],
         system_identifier=row["system_identifier"],
         timeline=row["timeline"],
-        lsn=Lsn.parse(row["lsn"]),
+        lsn=step_before_header(Lsn.parse(row["lsn"]), row["segment_bytes"]),
         is_standby=row["is_standby"],
         snapshot=row["snapshot"],
     )

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from replicator.continuity import SourcePresent
 from replicator.db import Connection
 from replicator.errors import LockHeldError, OperatorError, PreflightError
 from replicator.position import Lsn, step_before_header
@@ -165,6 +166,22 @@ def read_timeline(connection: Connection) -> int:
     row = _ask(connection, "timeline")
     assert row is not None
     return int(row["timeline"])
+
+
+def read_present(connection: Connection, slot_name: str, slot: SlotFacts | None) -> SourcePresent:
+    """Return where the source stands. slot: as it was read just before, None where there is none."""
+    row = _ask(connection, "present")
+    assert row is not None
+    return SourcePresent(
+        system_identifier=row["system_identifier"],
+        timeline=read_timeline(connection),
+        end_of_wal=read_end_of_wal(connection),
+        is_standby=row["is_standby"],
+        slot=slot_name,
+        has_slot=slot is not None,
+        is_lost=slot is not None and slot.wal_status == "lost",
+        confirmed=None if slot is None else slot.confirmed,
+    )
 
 
 def read_end_of_wal(connection: Connection) -> Lsn:

@@ -16,6 +16,7 @@ from replicator.db import Connection, closing, connect, translated
 from replicator.errors import EXIT_OK, EXIT_PREFLIGHT, ConfigError, ReplicatorError
 from replicator.preflight.configuration import check_choices, check_mask_key
 from replicator.preflight.finding import Finding, find_error
+from replicator.preflight.history import check_history
 from replicator.preflight.server import (
     ServerFacts,
     Side,
@@ -125,6 +126,7 @@ class _Check:
             with translated("target"):
                 self.findings += check_foreign_keys(target, plan.tables, grant_replica_role(strict))
         self.findings += check_stream(self.settings, source, target, plan)
+        self.findings += check_history(self.settings, source, target)
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:

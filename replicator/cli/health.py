@@ -23,7 +23,7 @@ def show_health(config: Path | None, *, as_json: bool) -> int:
     source = watch_source(settings)
     try:
         with open_control(settings) as control:
-            health = judge(read_facts(control, settings, source))
+            health = judge(read_facts(control, settings, source, with_history=True))
     except (PreflightError, PassingError) as error:
         health = judge_unreachable(describe_problem(error))
     is_healthy = health.state == "healthy"

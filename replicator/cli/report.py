@@ -29,7 +29,7 @@ def show_status(config: Path | None, *, as_json: bool) -> int:
     settings = open_settings(config)
     source = watch_source(settings)
     with open_control(settings) as control:
-        health = judge(read_facts(control, settings, source))
+        health = judge(read_facts(control, settings, source, with_history=True))
         is_ready = control.exists() and not control.list_pending()
         tables = _read_status(control) if is_ready else []
         is_streamed = is_ready and has_stream(control)

@@ -166,7 +166,7 @@ class Alarm:
     def _look(self, control: Control) -> PipelineFacts:
         """Return the facts. Of a source that only the nightly run reads, that run tells whether it answers."""
         source = ask_source(self._settings, self._forecast) if has_stream(control) else None
-        return read_facts(control, self._settings, source)
+        return read_facts(control, self._settings, source, with_history=True)
 
     def _forecast(self, slot: SlotFacts) -> float | None:
         """Return in how many seconds the slot is lost at the rate of the last half hour; None when that is unknown."""

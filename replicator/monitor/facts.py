@@ -11,12 +11,13 @@ from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.capture.source_state import SlotFacts, read_slot
 from replicator.config.settings import Settings
 from replicator.db import closing, translated
-from replicator.errors import ReplicatorError
+from replicator.errors import PassingError, ReplicatorError
 from replicator.monitor.health import LISTENER_ROW, MOVED, ListenerFacts, Parked, PipelineFacts, Problem, SlotState
 from replicator.monitor.observe import measure_slot
 from replicator.monitor.operation import Operation
 from replicator.relation import TABLE
 from replicator.selection import parse_table_name, select_entry
+from replicator.sync.history import find_history_errors
 from replicator.sync.preparation import open_access
 
 Forecast = Callable[[SlotFacts], float | None]
@@ -64,12 +65,13 @@ def read_facts(
     listens: bool = False,
     is_streaming: bool | None = None,
     with_tables: bool = True,
+    with_history: bool = False,
 ) -> PipelineFacts:
     """Return what is known of the pipeline now.
 
     source: None where it was not asked. listens: there should be a listener, whether or not one ever ran.
     is_streaming: None where nobody has watched it for a while; then the slot tells. with_tables: False leaves out all
-    that concerns a single table.
+    that concerns a single table. with_history: ask the source whether it has what the target has of it.
     """
     problem = None if source is None else source.problem
     facts = PipelineFacts(datetime.now(UTC), settings.alerts.stale_after, source_problem=problem)
@@ -79,7 +81,24 @@ def read_facts(
     if control.list_pending():
         return replace(facts, is_ready=False)
     facts = _add_stream(facts, control, settings, source, listens=listens, is_streaming=is_streaming)
+    if with_history and source is not None and source.problem is None:
+        facts = replace(facts, history=_find_history(control, settings))
     return _add_tables(facts, control, settings) if with_tables else facts
+
+
+def _find_history(control: Control, settings: Settings) -> tuple[Problem, ...]:
+    """Return what the source lacks of what the target has. It is asked once the target has told: both move on."""
+    records = control.read_records()
+    listener = StreamControl(control.connection, control.schema, control.pipeline).read_state()
+    if not records:
+        return ()
+    try:
+        access = open_access(settings)
+        with closing(access.open_at_slot(settings.slot_name, first=True)) as connection, translated("source"):
+            errors = find_history_errors(connection, settings.slot_name, records, listener)
+    except ReplicatorError:
+        return ()
+    return tuple(describe_problem(error) for error in errors if not isinstance(error, PassingError))
 
 
 def _add_stream(

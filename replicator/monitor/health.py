@@ -26,6 +26,7 @@ class Kind(StrEnum):
     LISTENER = "listener"
     COPY = "copy"
     SLOT = "slot"
+    HISTORY = "history"
     FORECAST = "forecast"
     RETAINED = "retained"
     LAG = "lag"
@@ -198,7 +199,7 @@ class PipelineFacts:
     no longer. copying: those that the listener reads now. batches: by table, and `-` for the listener itself.
     successes: up to when each table is known to be right. quarantined: rows and SQLSTATE by table. mismatched: rows
     that a comparison found and left, by table. source_problem: why the source did not answer, if it was asked and did
-    not. is_ready: the control schema is of this version.
+    not. history: what the source lacks of what the target has. is_ready: the control schema is of this version.
     """
 
     now: datetime
@@ -216,6 +217,7 @@ class PipelineFacts:
     listener: ListenerFacts | None = None
     slot: SlotState | None = None
     source_problem: Problem | None = None
+    history: tuple[Problem, ...] = ()
     is_ready: bool = True
 
     @property
@@ -234,9 +236,13 @@ def judge(facts: PipelineFacts, open_kinds: Iterable[Kind] = ()) -> Health:
     found = [*_judge_control(facts)]
     if facts.source_problem is not None:
         found.append(_judge_source(facts, facts.source_problem))
-        unknown = frozenset({Kind.LISTENER, Kind.COPY, Kind.LAG, Kind.SLOT, Kind.FORECAST, Kind.RETAINED})
+        unknown = frozenset({Kind.LISTENER, Kind.COPY, Kind.LAG, Kind.SLOT, Kind.HISTORY, Kind.FORECAST, Kind.RETAINED})
     elif facts.listener is not None:
         found += _judge_listener(facts, facts.listener, kinds)
+    found += [
+        Reason(Kind.HISTORY, problem.code, problem.message, problem.hint, "", problem.code, stops=True)
+        for problem in facts.history[:1]
+    ]
     if facts.slot is not None:
         found += _judge_slot(facts, facts.slot, kinds)
     found += _judge_parked(facts)

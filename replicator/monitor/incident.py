@@ -89,6 +89,7 @@ _HEADLINES = {
     Kind.LISTENER: "the listener does not run",
     Kind.COPY: "the listener's first copy is not complete",
     Kind.LAG: "the listener is behind",
+    Kind.HISTORY: "the source lacks what the target has",
     Kind.FORECAST: "the slot will be lost",
     Kind.RETAINED: "the slot fills the source's disk",
     Kind.SOURCE: "the source does not answer",

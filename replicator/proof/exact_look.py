@@ -66,9 +66,8 @@ class Point:
 class ExactLook:
     """Looks at one table without a key that a listener keeps."""
 
-    def __init__(self, run: Run, session: Session, job: Job, system_identifier: str) -> None:
+    def __init__(self, run: Run, session: Session, job: Job) -> None:
         self.run, self.session, self.job = run, session, job
-        self.system_identifier = system_identifier
         self.control = StreamControl(session.connection, session.control.schema, session.control.pipeline)
 
     @contextmanager
@@ -131,7 +130,7 @@ class ExactLook:
 
         The target must have all up to where the point's stream begins. Raises PassingError as `open` does.
         """
-        upto, table = self.read_position(), open_target_table(self.session, self.job, self.system_identifier)
+        upto, table = self.read_position(), open_target_table(self.session, self.job)
         changes, staging = self.read_changes(point, upto), Staging(self.session.connection)
         ours = self._sum(table, table.target)
         theirs = self._sum_expected(point, table, changes, staging)

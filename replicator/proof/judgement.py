@@ -75,9 +75,9 @@ class TargetTable:
         )
 
 
-def open_target_table(session: Session, job: Job, system_identifier: str) -> TargetTable:
+def open_target_table(session: Session, job: Job) -> TargetTable:
     """Describe the target as it stands. Raises OperatorError or SchemaDrift where it is not what a sync would leave."""
-    check_apart(session.connection, job, system_identifier)
+    check_apart(session.connection, job, is_source=session.is_source)
     evolution, existing, types = plan_target(session.connection, job)
     if existing is None or evolution.creates:
         raise target_missing(job) if job.record.state.snapshot_at is not None else not_synced(job.table)
@@ -110,7 +110,6 @@ def judge(
     job: Job,
     reader: HasConnection,
     session: Session,
-    system_identifier: str,
     look: Look,
     pace: Pace | None = None,
     most: int | None = None,
@@ -121,7 +120,7 @@ def judge(
     pace: of the first look at all rows. most: how many rows that differ are named, None for all.
     with_version: also tell which transaction wrote each.
     """
-    table = open_target_table(session, job, system_identifier)
+    table = open_target_table(session, job)
     source = make_source(job, reader)
     if not job.mapping.key:
         return judge_multiset(job, table, source, session)

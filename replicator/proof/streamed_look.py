@@ -63,16 +63,16 @@ class SecondLook:
 class StreamedLook:
     """The verification of one table that a listener keeps."""
 
-    def __init__(self, run: Run, session: Session, job: Job, system_identifier: str, look: Look) -> None:
+    def __init__(self, run: Run, session: Session, job: Job, look: Look) -> None:
         self.run, self.session, self.job = run, session, job
-        self.system_identifier, self.look = system_identifier, look
+        self.look = look
         self.control = StreamControl(session.connection, session.control.schema, session.control.pipeline)
 
     def judge(self, reader: Reader, high: Lsn, pace: Pace) -> Verdict:
         """Compare the table. reader: in a snapshot taken before the source's WAL had reached `high`."""
         self._wait_for(high)
         with still(self.session):
-            verdict = judge(self.job, reader, self.session, self.system_identifier, self.look, pace, with_version=True)
+            verdict = judge(self.job, reader, self.session, self.look, pace, with_version=True)
         if verdict.equal:
             return verdict
         with closing(self.run.access.open()) as watcher:
@@ -101,7 +101,7 @@ class StreamedLook:
         self._wait_for(high)
         try:
             with still(self.session):
-                verdict = judge(self.job, fresh, self.session, self.system_identifier, self.look, with_version=True)
+                verdict = judge(self.job, fresh, self.session, self.look, with_version=True)
             if is_whole or not verdict.findings:
                 return SecondLook(verdict, None if is_whole else set())
             return SecondLook(verdict, self._find_settled(verdict, fresh, watcher))
@@ -116,7 +116,7 @@ class StreamedLook:
         for start in range(0, len(findings), CHUNK_KEYS):
             chunk = findings[start : start + CHUNK_KEYS]
             with still(self.session):
-                table = open_target_table(self.session, self.job, self.system_identifier)
+                table = open_target_table(self.session, self.job)
                 staging = f"replicator_settled_{self.job.mapping.relation.oid}"
                 stage_keys(self.session, self.job, table, fresh, spellings, staging, chunk, only_settled=True)
                 staged = read_staged(self.session, table, staging)
@@ -172,7 +172,7 @@ class StreamedLook:
 
     def _compare_exactly(self, watcher: Connection) -> Verdict | None:
         """Compare both sides as of one position of the stream; None where that cannot be had."""
-        exact = ExactLook(self.run, self.session, self.job, self.system_identifier)
+        exact = ExactLook(self.run, self.session, self.job)
         for _ in range(_EXACT_LOOKS):
             try:
                 with exact.open(watcher) as point:

@@ -26,7 +26,6 @@ from replicator.apply.target import take_replica_role
 from replicator.apply.upsert import upsert_rows
 from replicator.batch import Figures
 from replicator.capture.lookup import FreshReader, read_open_writers
-from replicator.capture.pull import read_system_identifier
 from replicator.changes import KeyText
 from replicator.db import TAKEN_STATES, Connection, closing, translate, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError, unexpected
@@ -44,6 +43,7 @@ from replicator.proof.verdict import Verdict
 from replicator.reading import INCREMENTAL
 from replicator.strategy import FULL
 from replicator.stream.table import spell_key
+from replicator.sync.identity import is_same_database
 from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import choose_digest, prepare_jobs
 from replicator.sync.run import Run, RunResult
@@ -70,13 +70,18 @@ def repair_streamed(run: Run, verdicts: Sequence[Verdict], triggered_by: str) ->
                 "SELECT set_config('lock_timeout', %s, false)", [f"{max(1, int(run.lock_wait_s * 1000))}ms"]
             )
             replica = take_replica_role(control.connection)
-        session = Session(control.connection, control, choose_digest(source, control.connection), replica)
+        session = Session(
+            control.connection,
+            control,
+            choose_digest(source, control.connection),
+            replica,
+            is_source=is_same_database(source, control.connection),
+        )
         with translated("source"):
             tables = take_inventory(source, run.settings, [verdict.table for verdict in verdicts]).tables
             jobs = prepare_jobs(
                 source, tables, control.read_records(), mask_key=run.access.mask_key, target=control.connection
             )
-            identifier = read_system_identifier(source)
         with translated("target"):
             run.batch_ids = control.start_batches(
                 run.execution_id, [verdict.table for verdict in verdicts], path=run.path, triggered_by=triggered_by
@@ -84,7 +89,7 @@ def repair_streamed(run: Run, verdicts: Sequence[Verdict], triggered_by: str) ->
         # Tables without a key last: they give the run's lock back.
         for verdict in sorted(verdicts, key=lambda verdict: not jobs[verdict.table].mapping.key):
             try:
-                _Repair(run, session, source, jobs[verdict.table], identifier, verdict).execute()
+                _Repair(run, session, source, jobs[verdict.table], verdict).execute()
             except ReplicatorError as error:
                 run.fail(verdict.table, error)
             except psycopg.Error as error:
@@ -103,11 +108,9 @@ _Write = Callable[[Sequence[Finding], bool], list[Key]]
 class _Repair:
     """The repair of one streamed table."""
 
-    def __init__(
-        self, run: Run, session: Session, source: Connection, job: Job, system_identifier: str, verdict: Verdict
-    ) -> None:
+    def __init__(self, run: Run, session: Session, source: Connection, job: Job, verdict: Verdict) -> None:
         self.run, self.session, self.source, self.job = run, session, source, job
-        self.system_identifier, self.verdict = system_identifier, verdict
+        self.verdict = verdict
         self.streams = StreamControl(session.connection, session.control.schema, session.control.pipeline)
         self.quarantines = job.settings.on_row_error == "quarantine"
         self.figures = Figures()
@@ -137,7 +140,7 @@ class _Repair:
 
     def _repair_rows(self) -> None:
         """Write what differs in a table without a key, at a point of the stream; where that fails the listener does."""
-        exact = ExactLook(self.run, self.session, self.job, self.system_identifier)
+        exact = ExactLook(self.run, self.session, self.job)
         try:
             with exact.open(self.source) as point, self.session.connection.transaction():
                 self._exchange(exact, point)
@@ -156,7 +159,7 @@ class _Repair:
         connection, job = self.session.connection, self.job
         wait_for_position(self.run, self.streams, job.table, point.begins)
         with translated("target", job.table):
-            table = open_target_table(self.session, job, self.system_identifier)
+            table = open_target_table(self.session, job)
             staging = exact.stage_source(point, table)
             self.streams.hold()
             self.session.control.wait_for_table(job.table)
@@ -206,7 +209,7 @@ class _Repair:
             # In the listener's own order: its row, then the table.
             self.streams.hold()
             control.wait_for_table(self.job.table)
-            table = open_target_table(self.session, self.job, self.system_identifier)
+            table = open_target_table(self.session, self.job)
             left = self._leave_waiting(findings)
             with translated("source", self.job.table):
                 writers = read_open_writers(self.source, self.job.mapping.relation)

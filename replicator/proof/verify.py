@@ -325,15 +325,14 @@ class VerifyRound(Round):
         self.run.progress(table, min(done, self.bytes_there), self.bytes_there)
 
     def _judge(self, job: Job, reader: Reader, session: Session) -> Verdict:
-        identifier = self.snapshot.facts.system_identifier
         pace = Pace(self.pipeline.look.bytes_per_s, partial(self._tell, job.table), self.run.stop)
         # Asked anew for each table: a listener may have begun since the run did.
         self.pipeline.streamed |= read_streamed(session.control)
         if job.table not in self.pipeline.streamed:
             with still(session):
                 self._check_not_ahead(session, job)
-                return judge(job, reader, session, identifier, self.pipeline.look, pace, MOST_NAMED)
-        streamed = StreamedLook(self.run, session, job, identifier, self.pipeline.look)
+                return judge(job, reader, session, self.pipeline.look, pace, MOST_NAMED)
+        streamed = StreamedLook(self.run, session, job, self.pipeline.look)
         return streamed.judge(reader, self.end_of_wal, pace)
 
     def _check_not_ahead(self, session: Session, job: Job) -> None:

@@ -21,6 +21,7 @@ from replicator.capture.signature import read_signatures
 from replicator.capture.source_state import read_end_of_wal
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes, KeyText
+from replicator.continuity import Expectation
 from replicator.db import Connection, closing, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError
 from replicator.position import Lsn, Origin
@@ -73,7 +74,9 @@ class StreamFollower:
         loader = self._open_loader(lookup)
         self.by_oid = self._index_members()
         self.newcomers = Newcomers(self.tables)
-        self.collector = Collector(self._resolve, position, self.started.origins, delivered)
+        resume = self.started.resume
+        expectation = Expectation(resume.awaited, is_promoted=resume.has_new_timeline)
+        self.collector = Collector(self._resolve, position, self.started.origins, delivered, expectation)
         board = JoinBoard()
         self.joiner = None
         if self.search is None:
@@ -85,7 +88,7 @@ class StreamFollower:
             self._find_changed,
             self.log,
         )
-        with self._start_stream(position) as sender:
+        with self._start_stream(resume.start_at) as sender:
             leave_out = partial(self._leave_out, loader)
             loading = LoadingThread(loader, sender, position, self._tell, board.note_landed, leave_out)
             stream = Stream(
@@ -127,7 +130,8 @@ class StreamFollower:
                 if loading.error is None:
                     with suppress(psycopg.Error, ReplicatorError):
                         loader.move_sequences()
-                sender.confirm(loading.position)
+                if expectation.is_met:
+                    sender.confirm(loading.position)
                 sender.stop()
                 self.session.result.position = loading.position
             if loading.error is not None:

@@ -56,6 +56,8 @@ _MOST_POSTPONED = 5
 _MOST_OVERFULL = 4
 _LEAST_WINDOW_BYTES = 256 * 1024
 _IDLE_S = 0.5
+_END_S = 30.0
+"""How long the end of what is being read is waited for; a session that hangs is fenced off by the next listener."""
 
 
 @dataclass
@@ -120,7 +122,7 @@ class TableJoiner(threading.Thread):
         """End the thread, and what it reads."""
         self._ended.set()
         self._board.news.set()
-        self.join()
+        self.join(_END_S)
 
     def run(self) -> None:
         """Bring tables in until `finish`, or until an error."""

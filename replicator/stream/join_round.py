@@ -85,7 +85,7 @@ class JoinRound(ExchangeRound):
         if job.table in self.exact and job.choice.strategy != XMIN and audits_by_xmin(job.mapping, job.settings):
             job = replace(job, choice=replace(job.choice, strategy=XMIN))
         full = job.choice.strategy != XMIN
-        return decide_job(job, self.snapshot.facts, self.observations, full=full)
+        return decide_job(job, self.snapshot.facts, self.observations, full=full, lost_markers=self.lost_markers)
 
     def _make_load(self, session: Session, incoming: Incoming, attempts: int) -> KeyedLoad:
         if incoming.reading.load_type != FULL:

@@ -17,6 +17,7 @@ from replicator.apply.control import Control
 from replicator.apply.stream_control import ListenerState, StreamControl
 from replicator.capture.source_state import check_source, read_end_of_wal
 from replicator.config.settings import Settings
+from replicator.continuity import LOST_HISTORY
 from replicator.db import Connection, closing, connect, translated
 from replicator.errors import LockHeldError, OperatorError, PassingError, PreflightError, ReplicatorError
 from replicator.patience import DAEMON, FAILOVER, Patience, waiting_out
@@ -61,7 +62,7 @@ class Listener:
         limit_s = None if self.is_bounded else math.inf
         self.patience = Patience(self.stop, self.log, limit_s=limit_s, waits_at_limits=not self.is_bounded)
         self.is_connected = self.has_run = False
-        self.has_lost_publication = False
+        self.has_lost_publication = self.has_lost_history = False
         self.has_lock = False
         self.session: ListenSession | None = None
         self.search: Search | None = None
@@ -99,6 +100,9 @@ class Listener:
                     # The WAL holds changes of a time without the publication: no stream passes by those.
                     self.has_lost_publication = True
                     return Outcome.AGAIN
+                if self.repair_gap and error.id in LOST_HISTORY and not self.has_lost_history:
+                    self.has_lost_history = True
+                    return Outcome.AGAIN
                 if self._park(error):
                     return Outcome.AGAIN
                 self._record_failure(error)
@@ -127,11 +131,17 @@ class Listener:
             self.result, stack, control, streams, watcher, version, self.is_bounded, self.memory,
         )  # fmt: skip
         self.session = session
-        start = StreamStart(session, repair_gap=self.repair_gap, has_lost_publication=self.has_lost_publication)
+        start = StreamStart(
+            session,
+            repair_gap=self.repair_gap,
+            has_lost_publication=self.has_lost_publication,
+            has_lost_history=self.has_lost_history,
+        )
         try:
             started = start.start(state)
         finally:
             self.has_lost_publication = start.has_lost_publication
+            self.has_lost_history = start.has_lost_history
         if started is None:
             return Outcome.AGAIN
         self.has_run = True

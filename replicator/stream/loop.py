@@ -25,6 +25,7 @@ from replicator.capture.envelope import Keepalive
 from replicator.capture.source_state import Pair, SlotFacts, read_pair, read_slot, send_heartbeat
 from replicator.capture.walsender import WalSender
 from replicator.changes import Changes
+from replicator.continuity import check_advance
 from replicator.db import Connection, translated
 from replicator.errors import PassingError, ReplicatorError, unexpected
 from replicator.position import Lsn
@@ -148,6 +149,7 @@ class Watch(threading.Thread):
         self._pairs: deque[Pair] = deque(maxlen=600)
         self._failures = 0
         self._found: queue.SimpleQueue[Changed] = queue.SimpleQueue()
+        self._end = Lsn(0)
         self.slot: SlotFacts | None = None
         self.error: ReplicatorError | None = None
 
@@ -165,7 +167,10 @@ class Watch(threading.Thread):
         beat = looked = time.monotonic()
         can_beat = self._heartbeat_s > 0
         while True:
-            self._pairs.append(read_pair(self._connection))
+            pair = read_pair(self._connection)
+            check_advance(self._end, pair.lsn)
+            self._end = pair.lsn
+            self._pairs.append(pair)
             self.slot = read_slot(self._connection, self._slot_name)
             now = time.monotonic()
             if can_beat and now - beat >= self._heartbeat_s:
@@ -308,6 +313,8 @@ class Stream:
     def _serve_joiner(self) -> None:
         """Do what the thread that reads tables beside the stream waits for."""
         collector, board = self.collector, self.board
+        if not collector.expectation.is_met:
+            return
         landed = self.loading.landed_stale - self._handed
         if landed and self.joiner is not None:
             self._handed |= landed
@@ -339,7 +346,7 @@ class Stream:
         return self.collector.stale - self.loading.landed_stale
 
     def _is_done(self) -> bool:
-        if not self.loading.is_free:
+        if not (self.loading.is_free and self.collector.expectation.is_met):
             return False
         if self.board.needs_restart or (self.search is not None and self.loading.position >= self.search.until):
             return True
@@ -353,11 +360,17 @@ class Stream:
     def _holds_enough(self) -> bool:
         return bool(self._short) or self.collector.changes.held_bytes >= self.cap_bytes
 
+    def _is_urgent(self) -> bool:
+        """Say whether somebody waits for the source to say how far it has come."""
+        waits = self.until.lsn is not None or not self.collector.expectation.is_met
+        return waits or self.board.is_busy or bool(self._unlanded_stale())
+
     def _receive(self) -> None:
-        busy = self.until.lsn is not None or self.board.is_busy or self._unlanded_stale()
+        busy = self._is_urgent()
         collector, loading = self.collector, self.loading
         for item in self.sender.receive(_ASK_S if busy else _TICK_S):
             if isinstance(item, Keepalive):
+                collector.expectation.pass_by(item.wal_end)
                 self._keepalive = item
                 if not collector.in_transaction:
                     self.received = max(self.received, item.wal_end)
@@ -404,12 +417,14 @@ class Stream:
     def _save_idle(self) -> None:
         """With nothing in hand, go on to where the source says that all was sent: idle tables must not pin its WAL."""
         now = time.monotonic()
-        wants = self.until.lsn is not None or self.board.is_busy or bool(self._unlanded_stale())
+        wants = self._is_urgent()
         if wants and self.loading.is_free and now - self._asked_at >= _ASK_S:
             self._asked_at = now
             self.sender.ask()
         keepalive = self._keepalive
         if keepalive is None or not self.loading.is_free or self.collector.in_transaction:
+            return
+        if not self.collector.expectation.is_met:
             return
         if self._short or not self.collector.changes.is_empty:
             return

@@ -9,9 +9,10 @@ from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.stream_control import StreamControl
 from replicator.capture.pull import LOCKS_SHORT, Snapshot, list_rewritten, take_snapshot
 from replicator.capture.walsender import NewSlot
+from replicator.continuity import Standing
 from replicator.db import translated
 from replicator.errors import PassingError, ReplicatorError
-from replicator.reading import Reading, SnapshotFacts
+from replicator.reading import Reading, SnapshotFacts, distrust_stream
 from replicator.stream.candidate import is_of_one_table, name_table
 from replicator.stream.definition import define
 from replicator.sync.inventory import Chosen
@@ -24,11 +25,13 @@ class SlotRound(Round):
     """A round in a slot's snapshot.
 
     slot: its exported snapshot lives as long as its connection says nothing else. repair_xid: everything older is in
-    the target already, None for nothing. memberships: of the publication, as they were ahead of the slot.
+    the target already, None for nothing. is_proven: the source has all that the target has; else a repair looks at all
+    rows. memberships: of the publication, as they were ahead of the slot.
     """
 
     slot: NewSlot | None = None
     repair_xid: int | None = None
+    is_proven: bool = True
     epoch: int = 0
     memberships: Mapping[int, str] = field(default_factory=dict)
 
@@ -56,7 +59,8 @@ class SlotRound(Round):
             return decide_job(job, self.snapshot.facts, self.observations, full=True)
         known = replace(job.record.state, xid_position=self.repair_xid)
         job = replace(job, record=replace(job.record, state=known))
-        return decide_job(job, self.snapshot.facts, self.observations, full=False)
+        reading = decide_job(job, self.snapshot.facts, self.observations, full=False, lost_markers=self.lost_markers)
+        return reading if self.is_proven else distrust_stream(reading, Standing.UNPROVEN)
 
     def _ahead(self, session: Session, incoming: Incoming) -> None:
         """Do nothing: this is the listener itself."""

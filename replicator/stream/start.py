@@ -11,19 +11,13 @@ import psycopg
 
 from replicator.apply.stream_control import ListenerState, StreamTable
 from replicator.apply.target_catalog import read_target_catalog
+from replicator.capture.history import find_lost_markers
 from replicator.capture.publication import read_published
-from replicator.capture.pull import is_standby, read_system_identifier
 from replicator.capture.signature import Signatures, read_signatures
-from replicator.capture.slot_loss import LOST, describe_lost, describe_missing
-from replicator.capture.source_state import (
-    SlotFacts,
-    check_slot,
-    drop_slot,
-    read_next_xid,
-    read_slot,
-    read_timeline,
-)
+from replicator.capture.slot_loss import describe_lost, describe_missing
+from replicator.capture.source_state import SlotFacts, check_slot, drop_slot, read_next_xid, read_present, read_slot
 from replicator.capture.walsender import NewSlot, WalSender
+from replicator.continuity import LOST_HISTORY, Resume, SourcePresent, plan_resume
 from replicator.db import translated
 from replicator.digest import Digest
 from replicator.errors import ConfigError, OperatorError, PassingError, ReplicatorError, SafetyStop
@@ -42,19 +36,19 @@ from replicator.sync.preparation import choose_digest, went_away
 from replicator.sync.run import Run
 
 _COPY_SUFFIX = "_copy"
-_REPAIR = "replicator listen --repair-gap"
 
 
 @dataclass(frozen=True)
 class Started:
     """A stream that can go on: from `state.position`, with these tables, each with an origin of its own.
 
-    definitions: of what was copied, by table. missing: tables that are to be read beside the stream. first_xid: the
-    source's next transaction when the session began. memberships: what ties each table to the publication.
-    signatures: of the tables, ahead of their definitions.
+    resume: how its slot proves that. definitions: of what was copied, by table. missing: tables that are to be read
+    beside the stream. first_xid: the source's next transaction when the session began. memberships: what ties each
+    table to the publication. signatures: of the tables, ahead of their definitions.
     """
 
     state: ListenerState
+    resume: Resume
     tables: dict[str, StreamedTable]
     origins: dict[str, Origin]
     definitions: dict[str, str]
@@ -69,13 +63,18 @@ class StreamStart:
     """Finds out where the stream stands, and brings every table to where it goes on.
 
     repair_gap: where the slot cannot go on from the target's position, pull what is missing. has_lost_publication: the
-    WAL holds changes that no stream can pass by.
+    WAL holds changes that no stream can pass by. has_lost_history: the source lacks what the target has of it.
     """
 
-    def __init__(self, session: ListenSession, *, repair_gap: bool, has_lost_publication: bool) -> None:
+    def __init__(
+        self, session: ListenSession, *, repair_gap: bool, has_lost_publication: bool, has_lost_history: bool = False
+    ) -> None:
+        self.has_lost_history = has_lost_history
+        self.resume: Resume | None = None
         self.session, self.repair_gap, self.has_lost_publication = session, repair_gap, has_lost_publication
         self.settings, self.access, self.log, self.stop = session.settings, session.access, session.log, session.stop
         self.control, self.streams, self.watcher = session.control, session.streams, session.watcher
+        self.is_proven = True
         self.tables: dict[str, StreamedTable] = {}
         self.missing: list[Chosen] = []
         self.first_xid = 0
@@ -91,8 +90,11 @@ class StreamStart:
         if settled is None or self.stop.is_set():
             return None
         known = self._join_tables(chosen)
+        position = settled.position
+        assert position is not None
         return Started(
             settled,
+            self.resume or Resume(position, position),
             self.tables,
             {table: known[table].origin for table in self.tables},
             {table: known[table].definition for table in self.tables},
@@ -159,17 +161,19 @@ class StreamStart:
         name = self.settings.slot_name
         with translated("source"):
             slot = read_slot(self.watcher, name)
-            identifier, timeline = read_system_identifier(self.watcher), read_timeline(self.watcher)
+            now = read_present(self.watcher, name, slot)
         if slot is not None:
             check_slot(slot, self.watcher.info.dbname)
-        if state.position is not None:
-            gap = self._find_gap(state, slot, identifier, timeline)
-            if gap is None and not self.has_lost_publication:
-                return state
-            if gap is not None:
-                if not self.repair_gap or isinstance(gap, SafetyStop):
-                    raise gap
-                self.log.warning("gap_found", error_type=gap.id, error_message=gap.message)
+        if (record := state.record) is not None:
+            plan = plan_resume(record, now)
+            if isinstance(plan, Resume) and not (self.has_lost_publication or self.has_lost_history):
+                return self._resume(state, plan, now)
+            if isinstance(plan, ReplicatorError):
+                plan = self._describe(plan, state, slot, now)
+                if not self.repair_gap or isinstance(plan, SafetyStop):
+                    raise plan
+                self.has_lost_history |= plan.id in LOST_HISTORY
+                self.log.warning("gap_found", error_type=plan.id, error_message=plan.message)
         elif slot is not None and state.slot_name != name:
             raise OperatorError(
                 f"the replication slot {name} is there, and nothing is known of it here",
@@ -177,9 +181,15 @@ class StreamStart:
                 hint="replicator slot drop --yes, then replicator listen; or set listen.slot to another name",
                 id="slot_unknown",
             )
-        repair_xid = state.repair_xid if state.timeline == timeline else None
+        is_same = state.timeline == now.timeline and not self.has_lost_history
+        repair_xid = state.repair_xid if is_same else None
+        self.is_proven = now.confirmed is not None and state.position is not None and now.confirmed >= state.position
         if state.position is None and repair_xid is None:
             chosen = self._give_up_dead_copies(chosen)
+        if self.has_lost_history:
+            # An attempt that dies must not leave behind where a repair of the lost history would begin.
+            with translated("target"):
+                self.streams.resume(now.timeline, keeps_repair=False)
         self._copy(chosen, slot, repair_xid)
         return self.streams.read_state()
 
@@ -194,39 +204,45 @@ class StreamStart:
             for table in chosen
         ]
 
-    def _find_gap(
-        self, state: ListenerState, slot: SlotFacts | None, identifier: str, timeline: int
-    ) -> OperatorError | None:
-        """Return what keeps the slot from going on at the target's position, with the command that mends it."""
+    def _describe(
+        self, gap: ReplicatorError, state: ListenerState, slot: SlotFacts | None, now: SourcePresent
+    ) -> ReplicatorError:
+        """Return a gap with its cause, where the slot tells one."""
+        if gap.id == "slot_missing":
+            timelines = (state.timeline, now.timeline)
+            name = self.settings.slot_name
+            return describe_missing(name, known_as=state.slot_name, timelines=timelines, is_standby=now.is_standby)
+        return describe_lost(slot) if gap.id == "slot_lost" and slot is not None else gap
+
+    def _resume(self, state: ListenerState, plan: Resume, now: SourcePresent) -> ListenerState:
+        """Take up the stream where it is proven to go on."""
         assert state.position is not None
-        if state.system_identifier != identifier:
-            return SafetyStop(
-                "the source is another database cluster than before",
-                why="its system identifier changed: a wrong address would replace all rows",
-                hint="if it is the right one: replicator slot drop --yes, then replicator listen",
-                id="source_changed",
-            )
-        if slot is None:
-            with translated("source"):
-                standby = is_standby(self.watcher)
-            return describe_missing(
-                self.settings.slot_name, known_as=state.slot_name, timelines=(state.timeline, timeline),
-                is_standby=standby,
-            )  # fmt: skip
-        if slot.wal_status == LOST:
-            return describe_lost(slot)
-        what = None
-        if state.timeline != timeline:
-            what = ("timeline_changed", "the source's timeline changed", "a failover or a restore")
-        elif slot.confirmed is not None and slot.confirmed > state.position:
-            what = (
-                "slot_ahead",
-                f"the replication slot {slot.name} is ahead of the target",
-                f"it is at {slot.confirmed}, the target at {state.position}: it was advanced, or the target restored",
-            )
-        if what is None:
-            return None
-        return OperatorError(what[1], why=f"{what[2]}; changes in between would be lost", hint=_REPAIR, id=what[0])
+        timeline = now.timeline
+        if plan.has_new_timeline or plan.position < state.position:
+            with translated("target"):
+                self.streams.resume(timeline, keeps_repair=plan.position == state.position)
+        self._distrust_reads(now)
+        if plan.has_new_timeline:
+            self.log.info("timeline_followed", path="listen", timeline=timeline, lsn=str(plan.position))
+        self.resume = plan
+        return replace(state, position=plan.position, timeline=timeline)
+
+    def _distrust_reads(self, now: SourcePresent) -> None:
+        """Let the tables be read again of which a run read more than the stream had brought, if the source lacks it."""
+        with translated("target"):
+            records, known = self.control.read_records(), self.streams.read_tables()
+        markers = {
+            name: records[name].state.marker
+            for name, table in known.items()
+            if table.origin.seen is not None and name in records
+        }
+        with translated("source"):
+            lost = find_lost_markers(self.watcher, set(markers.values()) - {""})
+        for name, marker in markers.items():
+            if marker in lost or known[name].origin.end > now.end_of_wal:
+                self.log.info("read_distrusted", path="listen", table=name)
+                with translated("target"):
+                    self.streams.mark_stale(name)
 
     def _copy(
         self,
@@ -251,7 +267,7 @@ class StreamStart:
                 fresh_at=facts.clock,
                 repair_xid=facts.xmin,
             )
-        self.has_lost_publication = False
+        self.has_lost_publication = self.has_lost_history = False
         self.log.info("position_confirmed", path=path, lsn=str(slot.consistent_point))
 
     def _drop_slot(self, name: str) -> None:
@@ -325,6 +341,7 @@ class StreamStart:
                     left,
                     slot=slot,
                     repair_xid=repair_xid,
+                    is_proven=self.is_proven,
                     epoch=self.streams.epoch,
                     memberships=self.memberships,
                 )

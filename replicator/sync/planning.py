@@ -26,6 +26,7 @@ from replicator.apply.target import (
     write_enum_ddl,
 )
 from replicator.apply.types import EnumChange, Resolved
+from replicator.capture.history import find_lost_markers
 from replicator.capture.pull import Access, count_prepared, is_standby, observe, since_mark, since_xid, take_snapshot
 from replicator.catalog import find_relations, read_relations
 from replicator.config.settings import Settings
@@ -35,6 +36,7 @@ from replicator.pooler import server_pid
 from replicator.reading import Observation, Reading, SnapshotFacts
 from replicator.relation import Relation
 from replicator.strategy import FULL, XMIN, watermark_slack
+from replicator.sync.identity import is_same_database
 from replicator.sync.inventory import Chosen, find_vanished, take_inventory
 from replicator.sync.preparation import check_home, decide_job, find_home, prepare_job, unknown_record
 from replicator.sync.rights import TargetRights, find_read_gaps
@@ -154,7 +156,11 @@ class _Planner:
         self.observations = [snapshot.observation, early, *kept]
         self.home = find_home(self.records.values())
         check_home(source, target, self.home)
+        with translated("source"):
+            markers = {record.state.marker for record in self.records.values()} - {""}
+            self.lost_markers = find_lost_markers(source, markers)
         self.told: set[str] = set()
+        self.is_source = is_same_database(source, target)
 
     def look_at(self, tables: Sequence[Chosen]) -> Sequence[Chosen]:
         """Read the catalog of all tables at once, and return them."""
@@ -200,11 +206,13 @@ class _Planner:
             mask_key=self.access.mask_key,
             target=self.target,
         )
-        plan.reading = decide_job(job, self.facts, self.observations, full=False, home=self.home)
+        plan.reading = decide_job(
+            job, self.facts, self.observations, full=False, home=self.home, lost_markers=self.lost_markers
+        )
         return job
 
     def _fit_target(self, plan: TablePlan, job: Job) -> None:
-        check_apart(self.target, job, self.facts.system_identifier)
+        check_apart(self.target, job, is_source=self.is_source)
         if job.target in self.owners:
             raise share_target(self.control, job, self.owners[job.target])
         enums = plan_job_enums(self.target, job)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from replicator.apply.control import Control, TableRecord
 from replicator.apply.job import Job
-from replicator.apply.target import is_database
 from replicator.capture.pull import Access, is_standby, read_system_identifier
 from replicator.catalog import find_relations, read_relation, read_relations
 from replicator.config.settings import Settings, read_mask_key, source_dsn
@@ -19,6 +18,7 @@ from replicator.relation import Relation
 from replicator.rules import TIMESTAMPTZ_OID, describe_rules
 from replicator.statement import statement
 from replicator.strategy import audits_by_xmin, audits_every_time, choose_strategy, watermark_slack
+from replicator.sync.identity import is_same_database
 from replicator.sync.inventory import Chosen, read_mapping
 
 
@@ -188,12 +188,8 @@ def check_home(source: Connection, target: Connection, home: str | None) -> None
     """
     with translated("source"):
         identifier = read_system_identifier(source)
-        if home in (None, identifier):
-            return
-        row = source.execute(statement("source.database"), {}).fetchone()
-    with translated("target"):
-        if row is None or not is_database(target, row["oid"], identifier):
-            return
+    if home in (None, identifier) or not is_same_database(source, target):
+        return
     raise ConfigError(
         "source.dsn and target.dsn lead to one database",
         why="this pipeline has read another one so far",
@@ -209,10 +205,12 @@ def decide_job(
     *,
     full: bool,
     home: str | None = None,
+    lost_markers: Collection[str] = (),
 ) -> Reading:
     """Decide what is read of a table in the snapshot. Raises SafetyStop as `decide_reading` does.
 
-    home: where a table that was never read is expected: the cluster of the others.
+    home: where a table that was never read is expected: the cluster of the others. lost_markers: those that do not
+    hold.
     """
     state = job.record.state
     if state.system_identifier is None:
@@ -229,6 +227,7 @@ def decide_job(
         audit_due=audits_every_time(relation) or is_audit_due(state, facts.clock, job.settings.audit_every),
         audit_by_xmin=audits_by_xmin(job.mapping, job.settings),
         verify_share=job.settings.verify_share if job.mapping.key else 0.0,
+        is_same_history=state.marker not in lost_markers,
         table=job.table,
     )
 

@@ -17,9 +17,10 @@ from replicator.apply.control import Control
 from replicator.apply.job import Incoming, Job, Session
 from replicator.apply.keyed import KeyedLoad
 from replicator.apply.loader import load_group
-from replicator.apply.stream_control import StreamControl, overtaken
+from replicator.apply.stream_control import ListenerState, StreamControl, overtaken
 from replicator.apply.target import order_by_foreign_keys, prepare_enums, prepare_schemas, take_replica_role
 from replicator.batch import Figures
+from replicator.capture.history import await_flush, settle_history
 from replicator.capture.pull import (
     LOCKS_SHORT,
     Reader,
@@ -32,14 +33,16 @@ from replicator.capture.pull import (
     read_system_identifier,
     take_snapshot,
 )
-from replicator.capture.source_state import read_end_of_wal
+from replicator.capture.source_state import read_end_of_wal, read_slot
 from replicator.catalog import find_relations, read_relations
+from replicator.continuity import Standing, judge_standing
 from replicator.db import CONFLICT, Connection, connect, recovery_conflict, translate, translated
 from replicator.errors import LimitReached, OperatorError, PassingError, ReplicatorError, StreamedError, unexpected
 from replicator.patience import FAILOVER, as_passing
 from replicator.pooler import server_pid
-from replicator.reading import Observation, Reading
+from replicator.reading import Observation, Reading, distrust_stream
 from replicator.strategy import FULL, WATERMARK, XMIN
+from replicator.sync.identity import is_same_database
 from replicator.sync.inventory import Chosen
 from replicator.sync.preparation import choose_digest, decide_job, find_home, prepare_job, went_away
 from replicator.sync.rights import find_read_gaps, find_write_gap
@@ -83,12 +86,16 @@ class Round:
             self.conflicts = count_conflicts(run.watcher) if on_standby else 0
         kept = self.control.read_observations(identifier)
         self.home = find_home(self.control.read_records().values())
-        state = StreamControl(self.control.connection, self.control.schema, self.control.pipeline).read_state()
+        streams = StreamControl(self.control.connection, self.control.schema, self.control.pipeline)
+        state = streams.read_state()
         self.listener_epoch = 0 if state is None else state.epoch
+        self.streamed = set() if state is None else set(streams.read_tables())
         self.snapshot = self._take_snapshot([(c.schema, c.name, c.kind) for c in self.pending])
         try:
             with translated("source"):
                 self.end_of_wal = read_end_of_wal(run.watcher)
+                self._settle_history()
+            self.standing = self._judge_stream(state)
             self._plan(kept, on_standby)
             self._work()
         finally:
@@ -100,8 +107,31 @@ class Round:
     def _take_snapshot(self, relations: list[tuple[str, str, str]]) -> Snapshot:
         return take_snapshot(self.run.access, self.run.watcher, relations)
 
+    def _settle_history(self) -> None:
+        """Make sure that what the snapshot sees is on the source's disk, and find out which reads still count there."""
+        known = {text for record in self.run.records.values() if (text := record.state.marker)}
+        facts, self.lost_markers = settle_history(self.run.watcher, self.snapshot.facts, known)
+        self.snapshot.facts = facts
+        if not facts.is_standby and not await_flush(self.run.watcher, facts.lsn):
+            self.run.log.warning(
+                "source_not_flushed",
+                path=self.run.path,
+                lsn=str(facts.lsn),
+                reason="what was read is not on the source's disk yet: after a crash of it the next run reads all",
+            )
+
+    def _judge_stream(self, state: ListenerState | None) -> Standing:
+        """Judge whether the source has what a stream brought, which is none of the tables' own reads."""
+        if state is None or state.position is None:
+            return Standing.PROVEN
+        with translated("source"):
+            slot = read_slot(self.run.watcher, self.run.settings.slot_name)
+        return judge_standing(state.position, self.end_of_wal, None if slot is None else slot.confirmed)
+
     def _decide(self, job: Job) -> Reading:
-        return decide_job(job, self.snapshot.facts, self.observations, full=self.run.full, home=self.home)
+        facts, full = self.snapshot.facts, self.run.full
+        reading = decide_job(job, facts, self.observations, full=full, home=self.home, lost_markers=self.lost_markers)
+        return distrust_stream(reading, self.standing) if job.table in self.streamed else reading
 
     def _ahead(self, session: Session, incoming: Incoming) -> None:
         """Raise StreamedError or PassingError where a listener has the table: this snapshot may be older than its rows.
@@ -137,6 +167,7 @@ class Round:
             found = find_relations(snapshot.connection, by_name)
             relations = read_relations(snapshot.connection, found.values())
         self.digest = choose_digest(run.watcher, self.control.connection)
+        self.is_source = is_same_database(run.watcher, self.control.connection)
         self.relations = relations
         jobs: list[Job] = []
         for name, chosen in by_name.items():
@@ -383,6 +414,7 @@ class Round:
             self.digest,
             replica,
             rebuilds=self.run.path == "resync",
+            is_source=self.is_source,
         )
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:

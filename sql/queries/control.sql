@@ -123,12 +123,12 @@ select :'pipeline', t, 1 from unnest(:'tables'::text[]) as t
 on conflict (pipeline, table_name) do update set epoch = s.epoch + 1
 returning s.table_name, s.target_name, s.epoch, s.strategy, s.guarantee, s.fingerprint, s.xid_position::text as xid_position,
     s.audit_xid_position::text as audit_xid_position, s.watermark_mark, s.system_identifier, s.timeline, s.lsn::text as lsn,
-    s.snapshot_at, s.audited_at, s.verified_through, s.proved_at, s.source_oid, s.columns, s.enum_labels, s.created_by_us;
+    s.marker, s.snapshot_at, s.audited_at, s.verified_through, s.proved_at, s.source_oid, s.columns, s.enum_labels, s.created_by_us;
 
 -- name: read_states
 select s.table_name, s.target_name, s.epoch, s.strategy, s.guarantee, s.fingerprint, s.xid_position::text as xid_position,
     s.audit_xid_position::text as audit_xid_position, s.watermark_mark, s.system_identifier, s.timeline, s.lsn::text as lsn,
-    s.snapshot_at, s.audited_at, s.verified_through, s.proved_at, s.source_oid, s.columns, s.enum_labels, s.created_by_us
+    s.marker, s.snapshot_at, s.audited_at, s.verified_through, s.proved_at, s.source_oid, s.columns, s.enum_labels, s.created_by_us
 from :"control".table_state s
 where s.pipeline = :'pipeline';
 
@@ -153,7 +153,7 @@ update :"control".table_state set
     xid_position = :'xid_position'::text::xid8, audit_xid_position = :'audit_xid_position'::text::xid8,
     watermark_mark = :'watermark_mark',
     system_identifier = :'system_identifier', timeline = :'timeline', lsn = :'lsn'::text::pg_lsn,
-    snapshot_at = :'snapshot_at', audited_at = :'audited_at',
+    marker = :'marker', snapshot_at = :'snapshot_at', audited_at = :'audited_at',
     source_oid = :'source_oid', columns = :'columns'::text::jsonb, enum_labels = :'enum_labels'::text::jsonb,
     created_by_us = created_by_us or :'created_by_us'
 where pipeline = :'pipeline' and table_name = :'table_name' and epoch = :'epoch';

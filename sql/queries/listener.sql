@@ -5,11 +5,13 @@
 insert into :"control".listener as l (pipeline, epoch) values (:'pipeline', 1)
 on conflict (pipeline) do update set epoch = l.epoch + 1
 returning epoch, slot_name, system_identifier, timeline, consistent_point::text as consistent_point, position::text as position,
-    fresh_at, repair_xid::text as repair_xid;
+    fresh_at, repair_xid::text as repair_xid,
+    commit_lsn::text as commit_lsn, commit_end::text as commit_end, commit_xid, commit_time_us;
 
 -- name: read_state
 select epoch, slot_name, system_identifier, timeline, consistent_point::text as consistent_point, position::text as position,
-    fresh_at, repair_xid::text as repair_xid
+    fresh_at, repair_xid::text as repair_xid,
+    commit_lsn::text as commit_lsn, commit_end::text as commit_end, commit_xid, commit_time_us
 from :"control".listener where pipeline = :'pipeline';
 
 -- name: begin_copy
@@ -22,7 +24,8 @@ where pipeline = :'pipeline' and epoch = :'epoch';
 update :"control".listener set
     position = :'position'::text::pg_lsn, consistent_point = :'position'::text::pg_lsn,
     system_identifier = :'system_identifier', timeline = :'timeline', fresh_at = :'fresh_at',
-    repair_xid = :'repair_xid'::text::xid8
+    repair_xid = :'repair_xid'::text::xid8,
+    commit_lsn = null, commit_end = null, commit_xid = null, commit_time_us = null
 where pipeline = :'pipeline' and epoch = :'epoch';
 
 -- name: fence
@@ -34,7 +37,7 @@ select 1 as mine from :"control".listener where pipeline = :'pipeline' and epoch
 select 1 as held from :"control".listener where pipeline = :'pipeline' for update;
 
 -- name: save_position
--- In the transaction of the data. repair_xid: null keeps what is there. A stream that goes on is past what it refused.
+-- In the transaction of the data. repair_xid, commit_...: null keeps what is there. A stream that goes on is past what it refused.
 with passed as (
     delete from :"control".quarantine q where q.pipeline = :'pipeline' and q.stops
       and not exists (select from :"control".parked_table p where p.pipeline = q.pipeline and p.table_name = q.table_name)
@@ -42,9 +45,18 @@ with passed as (
                       where t.pipeline = q.pipeline and t.table_name = q.table_name and t.is_stale))
 update :"control".listener set
     position = :'position'::text::pg_lsn, fresh_at = greatest(fresh_at, :'fresh_at'::timestamptz),
-    repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid)
+    repair_xid = coalesce(:'repair_xid'::text::xid8, repair_xid),
+    commit_lsn = coalesce(:'commit_lsn'::text::pg_lsn, commit_lsn),
+    commit_end = coalesce(:'commit_end'::text::pg_lsn, commit_end),
+    commit_xid = coalesce(:'commit_xid'::bigint, commit_xid),
+    commit_time_us = coalesce(:'commit_time_us'::bigint, commit_time_us)
 where pipeline = :'pipeline' and epoch = :'epoch'
 returning 1 as mine;
+
+-- name: resume
+-- timeline: the one on which the stream goes on. keeps_repair: false where the pair may be of another history.
+update :"control".listener set timeline = :'timeline', repair_xid = case when :'keeps_repair' then repair_xid end
+where pipeline = :'pipeline' and epoch = :'epoch';
 
 -- name: list_tables
 select table_name, since::text as since, seen::text as seen, seen_until::text as seen_until, definition, is_stale

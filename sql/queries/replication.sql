@@ -320,9 +320,19 @@ from pg_catalog.pg_class c where c.oid = any (:'oids'::oid[]) and c.relkind in (
 select pg_catalog.set_config('synchronous_commit', 'local', true),
        pg_catalog.pg_logical_emit_message(true, 'replicator', '') as lsn;
 
+-- name: present
+select c.system_identifier::text as system_identifier, pg_catalog.pg_is_in_recovery() as is_standby
+from pg_catalog.pg_control_system() c;
+
 -- name: timeline
--- pg_control_checkpoint() lags behind a promotion and pg_current_wal_lsn() fails on a standby, hence the two spellings.
-select case when pg_catalog.pg_is_in_recovery() then (select c.timeline_id from pg_catalog.pg_control_checkpoint() c)
+-- Of a primary the one that it writes: pg_control_checkpoint() lags behind a promotion. Of a standby the newest that it
+-- knows of: a rewound one has the old timeline in its last checkpoint, and has to recover into the new one. Roles without
+-- pg_read_all_stats see no received_tli.
+select case when pg_catalog.pg_is_in_recovery()
+            then (select greatest(c.timeline_id, r.min_recovery_end_timeline, w.received_tli)
+                  from pg_catalog.pg_control_checkpoint() c
+                  cross join pg_catalog.pg_control_recovery() r
+                  left join pg_catalog.pg_stat_wal_receiver w on true)
             else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
        end as timeline;
 

@@ -202,7 +202,7 @@ def test_a_standby_that_was_promoted_and_never_saw_the_last_rows(
     standby.wait_for_replay(primary)
     standby.execute("alter system set primary_conninfo = ''")
     standby.execute("select pg_reload_conf()")
-    wait_until(lambda: not standby.execute("select from pg_stat_wal_receiver"), what="the standby is cut off")
+    wait_until(lambda: not standby.execute("select 1 from pg_stat_wal_receiver"), what="the standby is cut off")
     pair.source.execute(
         "insert into t values (100, 'lost'); update t set note = 'lost', updated_at = now() where id = 1"
     )

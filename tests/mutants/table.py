@@ -24,6 +24,7 @@ METRICS = "tests/integration/test_metrics.py::"
 
 JOIN = "tests/chaos/test_join.py::"
 PARKED = "tests/integration/test_parked.py::"
+HISTORY = "tests/integration/test_source_history.py::"
 VERIFY_STREAMED = "tests/integration/test_verify_streamed.py::"
 
 MUTANTS = (
@@ -735,6 +736,71 @@ MUTANTS = (
                 """            if self.quarantines:
                 raise
 """,
+            ),
+        ),
+    ),
+    Mutant(
+        "S35",
+        "a slot's stream goes on at the position before the source was compared with it",
+        (HISTORY + "test_a_source_that_was_put_back_and_is_past_the_position_again_is_told_by_what_it_lacks[18-18]",),
+        (
+            Change(
+                "replicator/continuity.py",
+                "    return Resume(end, confirmed, record.last_commit, has_new_timeline=is_new)",
+                "    return Resume(record.position, record.position, has_new_timeline=is_new)",
+            ),
+        ),
+    ),
+    Mutant(
+        "S35",
+        "a sync compares the marker of the last read after it has decided what to read",
+        (HISTORY + "test_a_sync_reads_all_of_a_source_that_was_put_back[18-18-past the position again]",),
+        (
+            Change(
+                "replicator/sync/round.py",
+                "lost_markers=self.lost_markers)",
+                "lost_markers=frozenset())",
+            ),
+        ),
+    ),
+    Mutant(
+        "S36",
+        "the timeline of a standby is that of its control file",
+        (HISTORY + "test_a_rewound_standby_is_read_whole_though_its_control_file_has_the_old_timeline[18-18]",),
+        (
+            Change(
+                "sql/queries/source.sql",
+                "select greatest(c.timeline_id, r.min_recovery_end_timeline, w.received_tli)",
+                "select c.timeline_id",
+            ),
+        ),
+    ),
+    Mutant(
+        "S37",
+        "the flush of what a snapshot saw is not awaited",
+        (HISTORY + "test_a_sync_waits_until_what_it_saw_is_on_the_disk_of_the_source[18-18]",),
+        (
+            Change(
+                "replicator/capture/history.py",
+                "    if known is None or not is_flushed(connection, facts.lsn):",
+                "    if False:",
+            ),
+            Change(
+                "replicator/sync/round.py",
+                "if not facts.is_standby and not await_flush(",
+                "if False and not await_flush(",
+            ),
+        ),
+    ),
+    Mutant(
+        "T16",
+        "equal system identifiers are taken for one database",
+        (HISTORY + "test_a_target_that_was_a_clone_of_the_source_takes_its_tables[18-18]",),
+        (
+            Change(
+                "replicator/sync/identity.py",
+                "    if _shares_locks(source, target):\n",
+                "    if here == there:\n",
             ),
         ),
     ),
