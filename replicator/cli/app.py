@@ -65,12 +65,22 @@ TriggeredBy = Annotated[Trigger, typer.Option("--triggered-by", help="For the re
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    config: Config = None,
 ) -> None:
-    """Print the version where that is asked for."""
+    """Print the version where that is asked for, and hand a configuration that is named here to the command."""
     if version:
         typer.echo(f"replicator {__version__}")
         raise typer.Exit
+    if config is not None:
+        context.default_map = _default_config(context.command, str(config))
+
+
+def _default_config(command: Any, config: str) -> dict[str, Any]:
+    """Return the defaults of a command and of all below it: what they take as --config where they are not told."""
+    below = getattr(command, "commands", {})
+    return {"config": config} | {name: _default_config(one, config) for name, one in below.items()}
 
 
 @app.command()

@@ -284,6 +284,11 @@ class Settings(Section):
         return self
 
     @property
+    def names_database(self) -> bool:
+        """Say whether a source or a target is configured at all."""
+        return self.source.dsn is not None or self.target.dsn is not None
+
+    @property
     def entries(self) -> tuple[TableEntry, ...]:
         """Return the tables to copy; `public.*` when none is configured."""
         return self.tables or (TableEntry(name="public.*"),)
