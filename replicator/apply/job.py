@@ -68,7 +68,8 @@ class Session:
     """A connection to the target that loads.
 
     replica: triggers and foreign keys do not fire in it. rebuilds: tables may be emptied, or columns of theirs, where
-    another type asks for that: they are read whole.
+    another type asks for that: they are read whole. allowed_deletes: rows of each table that may go whatever the delete
+    stop says.
     """
 
     connection: Connection
@@ -76,3 +77,4 @@ class Session:
     digest: Digest
     replica: bool
     rebuilds: bool = False
+    allowed_deletes: int = 0

@@ -152,6 +152,16 @@ def plan(config: Config = None, json: Json = False) -> None:
 def sync(
     tables: Tables = None,
     full: Annotated[bool, typer.Option("--full", help="Read everything, not only what changed.")] = False,
+    allow_deletes: Annotated[
+        int,
+        typer.Option(
+            "--allow-deletes",
+            metavar="N",
+            min=0,
+            help="Rows of each table that this run may delete whatever max_delete_fraction says.",
+            show_default=False,
+        ),
+    ] = 0,
     jobs: Jobs = None,
     triggered_by: TriggeredBy = Trigger.manual,
     execution_id: ExecutionId = None,
@@ -166,6 +176,7 @@ def sync(
             config,
             tables or [],
             full=full,
+            allowed_deletes=allow_deletes,
             jobs=jobs,
             triggered_by=triggered_by.value,
             execution_id=execution_id,

@@ -49,6 +49,7 @@ def sync(
     *,
     tables: Sequence[str] = (),
     full: bool = False,
+    allowed_deletes: int = 0,
     jobs: int | None = None,
     triggered_by: str = "manual",
     execution_id: uuid.UUID | None = None,
@@ -58,7 +59,8 @@ def sync(
     """Bring the target's tables to one snapshot of the source.
 
     tables: names of some of them, all by default. jobs: tables at a time. stop: set it to end the run early, with
-    every table either landed or as it was. Raises our errors when not even a list of tables could be made.
+    every table either landed or as it was. allowed_deletes: rows of each table that may go whatever the delete stop
+    says. Raises our errors when not even a list of tables could be made.
     """
     run = Run(
         settings,
@@ -68,6 +70,7 @@ def sync(
         progress=progress,
         stop=stop,
         execution_id=execution_id,
+        allowed_deletes=allowed_deletes,
     )
     with ExitStack() as stack:
         return Pipeline(run, stack).execute(tables, triggered_by)

@@ -321,6 +321,7 @@ class Round:
             self.digest,
             replica,
             rebuilds=self.run.path == "resync",
+            allowed_deletes=self.run.allowed_deletes,
         )
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:
