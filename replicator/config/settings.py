@@ -185,7 +185,9 @@ class ServeSettings(Section):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         default=8321, description="Port to listen on; 0 takes a free one."
     )
-    token_file: OptionalPath = Field(default=Path("api.token"), description="File with the bearer token of the API.")
+    token_file: OptionalPath = Field(
+        default=Path("api.token"), description="File with the bearer token of the API; a relative path is looked up beside the configuration."
+    )
 
 
 class AlertSettings(Section):
