@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -144,6 +144,7 @@ class Pipeline:
                 run.has_written = True
                 drop_shadows(control)
                 if not tables and run.path == "sync":
+                    self._forget_mistyped(control, {*names, *copying})
                     self._record_vanished(control, inventory, triggered_by)
             for pattern in inventory.idle_patterns:
                 run.log.warning("pattern_unmatched", pattern=pattern, path=run.path)
@@ -181,6 +182,18 @@ class Pipeline:
         for table in tables:
             self.run.fail(table, unwritable(table))
         return leave_out(inventory, tables)
+
+    def _forget_mistyped(self, control: Control, names: Set[str]) -> None:
+        """Forget tables of which only a refused try is known and that are not selected: their names were mistyped.
+
+        names: of all that are selected. What a listener has parked is the listener's to forget.
+        """
+        records = control.read_records()
+        streams = StreamControl(control.connection, control.schema, control.pipeline)
+        kept = names | list_landed(records).keys() | streams.read_parked().keys() | streams.read_tables().keys()
+        for table in records.keys() - kept:
+            control.forget(table)
+            self.run.log.info("table_forgotten", table=table, path=self.run.path, reason="it was never copied")
 
     def _record_vanished(self, control: Control, inventory: Inventory, triggered_by: str) -> None:
         """Leave one `skipped` row for each table that the source has no longer: `health` finds it there."""
