@@ -69,6 +69,7 @@ class Session:
 
     replica: triggers and foreign keys do not fire in it. rebuilds: tables may be emptied, or columns of theirs, where
     another type asks for that: they are read whole. is_source: the source reads from the same database.
+    allowed_deletes: rows of each table that may go whatever the delete stop says.
     """
 
     connection: Connection
@@ -77,3 +78,4 @@ class Session:
     replica: bool
     rebuilds: bool = False
     is_source: bool = False
+    allowed_deletes: int = 0

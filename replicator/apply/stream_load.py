@@ -55,12 +55,14 @@ class Landed:
     """What a COMMIT brought: the position that may be confirmed, and the figures by table.
 
     corrected: by table, how many rows the target refused as the stream had them, and took as they are now.
+    committed_at: when the source committed the last of it; None where nothing was.
     """
 
     position: Lsn
     transactions: int
     figures: dict[str, Figures] = field(default_factory=dict)
     corrected: Counter[str] = field(default_factory=Counter)
+    committed_at: datetime | None = None
 
 
 class StreamLoader:
@@ -167,7 +169,7 @@ class StreamLoader:
         if changes.is_open:
             return None
         assert changes.position is not None
-        landed = Landed(changes.position, changes.transactions, self._figures, self._corrected)
+        landed = Landed(changes.position, changes.transactions, self._figures, self._corrected, changes.committed_at)
         self._settle(committed=True)
         return landed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -245,25 +246,35 @@ class TableLoad(ABC):
             self.has_staging = True
 
     def _check_source_has_rows(self, there: int, here: int) -> None:
-        if there == 0 and here > 0 and self.job.settings.max_delete_fraction < 1.0:
+        is_allowed = here <= self.session.allowed_deletes or self.job.settings.max_delete_fraction >= 1.0
+        if there == 0 and not is_allowed:
             raise SafetyStop(
                 f"{self.job.table} is empty in the source, {here} rows are in the target",
-                why="an emptied or wrong source would empty the target",
-                hint=f"if it is right: set max_delete_fraction = 1.0 for {self.job.table} and sync again",
+                why=self._explain_allowance() or "an emptied or wrong source would empty the target",
+                hint=self._hint_at_deletes(here, "set max_delete_fraction = 1.0"),
                 id="source_empty",
                 table=self.job.table,
             )
 
     def _check_deletes(self, gone: int, here: int) -> None:
         fraction = self.job.settings.max_delete_fraction
-        if fraction < 1.0 and gone > max(SMALL_DELETE_ROWS, fraction * here):
+        if fraction < 1.0 and gone > max(SMALL_DELETE_ROWS, fraction * here, self.session.allowed_deletes):
             raise SafetyStop(
                 f"{gone} of {here} rows of {self.job.table} would be deleted",
-                why=f"max_delete_fraction is {fraction:g}",
-                hint=f"if it is right: raise max_delete_fraction for {self.job.table} (1.0 switches the stop off)",
+                why=self._explain_allowance() or f"max_delete_fraction is {fraction:g}",
+                hint=self._hint_at_deletes(gone, "raise max_delete_fraction (1.0 switches the stop off)"),
                 id="too_many_deletes",
                 table=self.job.table,
             )
+
+    def _explain_allowance(self) -> str:
+        """Return that the run's allowance is too small; nothing where it has none."""
+        allowed = self.session.allowed_deletes
+        return f"--allow-deletes {allowed} does not cover them" if allowed else ""
+
+    def _hint_at_deletes(self, gone: int, setting: str) -> str:
+        command = f"replicator sync {shlex.quote(self.job.table)} --allow-deletes {gone}"
+        return f"if it is right: {command}; or {setting} for the table"
 
     def finish(self) -> None:
         """Write position and record, in the same transaction as the data."""

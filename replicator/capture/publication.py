@@ -15,6 +15,7 @@ from replicator.relation import TABLE, Relation
 from replicator.rules import Mapping
 from replicator.statement import statement
 
+PUBLICATION_STAYS = "publication_stays"
 _OURS = "made by replicator"
 _GENERATED_SINCE = 180000
 _WISH_WAIT = "2s"
@@ -391,8 +392,8 @@ def drop_publication(connection: Connection, name: str) -> bool:
         raise OperatorError(
             f"publication {name} stays",
             why="only its owner may drop it",
-            hint=_sql("drop publication {}", name).as_string(),
-            id="publication_stays",
+            hint=f"as its owner: {_sql('drop publication {}', name).as_string()}",
+            id=PUBLICATION_STAYS,
             sqlstate=error.sqlstate,
         ) from error
     return True

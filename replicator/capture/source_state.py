@@ -151,14 +151,25 @@ def drop_slot(connection: Connection, name: str) -> bool:
     except psycopg.errors.UndefinedObject:
         return False
     except psycopg.errors.ObjectInUse as error:
-        raise LockHeldError(
-            f"the replication slot {name} is in use",
-            why="another session reads it, or the server has not noticed yet that one has died",
-            hint="stop the listener, or wait: the server notices after wal_sender_timeout",
-            id="slot_active",
-            sqlstate=error.sqlstate,
-        ) from error
+        raise _slot_active(name, error.sqlstate) from error
     return True
+
+
+def check_free(connection: Connection, name: str) -> None:
+    """Raise LockHeldError while somebody reads the slot."""
+    slot = read_slot(connection, name)
+    if slot is not None and slot.active:
+        raise _slot_active(name, None)
+
+
+def _slot_active(name: str, sqlstate: str | None) -> LockHeldError:
+    return LockHeldError(
+        f"the replication slot {name} is in use",
+        why="another session reads it, or the server has not noticed yet that one has died",
+        hint="stop the listener, or wait: the server notices after wal_sender_timeout",
+        id="slot_active",
+        sqlstate=sqlstate,
+    )
 
 
 def read_timeline(connection: Connection) -> int:

@@ -65,12 +65,22 @@ TriggeredBy = Annotated[Trigger, typer.Option("--triggered-by", help="For the re
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    config: Config = None,
 ) -> None:
-    """Print the version where that is asked for."""
+    """Print the version where that is asked for, and hand a configuration that is named here to the command."""
     if version:
         typer.echo(f"replicator {__version__}")
         raise typer.Exit
+    if config is not None:
+        context.default_map = _default_config(context.command, str(config))
+
+
+def _default_config(command: Any, config: str) -> dict[str, Any]:
+    """Return the defaults of a command and of all below it: what they take as --config where they are not told."""
+    below = getattr(command, "commands", {})
+    return {"config": config} | {name: _default_config(one, config) for name, one in below.items()}
 
 
 @app.command()
@@ -142,6 +152,16 @@ def plan(config: Config = None, json: Json = False) -> None:
 def sync(
     tables: Tables = None,
     full: Annotated[bool, typer.Option("--full", help="Read everything, not only what changed.")] = False,
+    allow_deletes: Annotated[
+        int,
+        typer.Option(
+            "--allow-deletes",
+            metavar="N",
+            min=0,
+            help="Rows of each table that this run may delete whatever max_delete_fraction says.",
+            show_default=False,
+        ),
+    ] = 0,
     jobs: Jobs = None,
     triggered_by: TriggeredBy = Trigger.manual,
     execution_id: ExecutionId = None,
@@ -156,6 +176,7 @@ def sync(
             config,
             tables or [],
             full=full,
+            allowed_deletes=allow_deletes,
             jobs=jobs,
             triggered_by=triggered_by.value,
             execution_id=execution_id,

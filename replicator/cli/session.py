@@ -10,14 +10,23 @@ from pathlib import Path
 from replicator import __version__
 from replicator.apply.control import Control
 from replicator.capture.pull import Access
-from replicator.config.settings import Settings, load_settings, target_dsn
+from replicator.config.settings import Settings, load_settings, source_dsn, target_dsn
+from replicator.config.settings_source import FILE_NAME, find_config
 from replicator.db import Connection, check_conninfo, closing, connect
+from replicator.errors import ConfigError
 from replicator.telemetry.log import configure_logging
 
 
 def open_settings(config: Path | None) -> Settings:
     """Load the settings and start the logs. Raises ConfigError."""
     settings = load_settings(config)
+    if not settings.names_database and find_config(config, Path.cwd()) is None:
+        raise ConfigError(
+            f"There is no {FILE_NAME} in {Path.cwd()}",
+            why="neither --config nor REPLICATOR_CONFIG names a configuration",
+            hint="replicator init --source DSN, or --config PATH",
+            id="config_missing",
+        )
     for key, dsn in (("source.dsn", settings.source.dsn), ("target.dsn", settings.target.dsn)):
         if dsn is not None:
             check_conninfo(dsn.get_secret_value(), key)
@@ -32,8 +41,11 @@ def open_target(settings: Settings) -> Iterator[str]:
     if conninfo is not None:
         yield conninfo
         return
-    from replicator.embedded import lease
+    from replicator.embedded import is_made, lease
 
+    if not is_made(settings.data_dir):
+        # Nothing is made for a command that would then say that it has no source.
+        source_dsn(settings)
     with lease(settings.data_dir) as embedded:
         yield embedded
 

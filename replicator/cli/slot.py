@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from psycopg import sql
+
 from replicator.apply.stream_control import StreamControl
-from replicator.capture.publication import drop_publication
-from replicator.capture.source_state import SlotFacts, drop_slot, read_end_of_wal, read_slot
+from replicator.capture.publication import PUBLICATION_STAYS, drop_publication
+from replicator.capture.source_state import SlotFacts, check_free, drop_slot, read_end_of_wal, read_slot
 from replicator.cli.output import print_json, print_table
 from replicator.cli.session import open_control, open_settings
 from replicator.config.settings import Settings
-from replicator.db import closing, translated
-from replicator.errors import EXIT_OK, UsageError
+from replicator.db import Connection, closing, translated
+from replicator.errors import EXIT_OK, OperatorError, UsageError
 from replicator.sync.preparation import open_access
 
 
@@ -81,15 +84,39 @@ def drop_slots(config: Path | None, *, yes: bool, as_json: bool) -> int:
             control.migrate()
             control.take_lock("listener", settings.lock_wait.total_seconds())
         with translated("source"):
-            is_dropped = drop_slot(source, name)
-            gone = drop_publication(source, settings.publication_name)
+            check_free(source, name)
+        # First: whatever happens now, the next `listen` knows that this was us, and that all is to be copied.
         with translated("target"):
             StreamControl(control.connection, control.schema, control.pipeline).drop_stream()
+        with translated("source"):
+            is_dropped = drop_slot(source, name)
+            stays = _drop_publication(source, settings.publication_name)
     if as_json:
-        print_json({"dropped": name if is_dropped else None, "publication_dropped": gone})
+        gone = stays is None
+        hint = None if stays is None else stays.hint
+        print_json({"dropped": name if is_dropped else None, "publication_dropped": gone, "hint": hint})
     else:
-        print(
-            (f"dropped slot {name}" if is_dropped else f"there is no slot {name} on the source")
-            + ("" if gone else f"; publication {settings.publication_name} is not ours and stays")
-        )
+        print(f"dropped slot {name}" if is_dropped else f"there is no slot {name} on the source")
+    if stays is not None:
+        print(f"{stays.message}; hint: {stays.hint}", file=sys.stderr)
     return EXIT_OK
+
+
+def _drop_publication(source: Connection, name: str) -> OperatorError | None:
+    """Drop the publication, if it is ours; else return why it stays: the slot's end does not depend on it."""
+    try:
+        return None if drop_publication(source, name) else _not_ours(name)
+    except OperatorError as error:
+        if error.id != PUBLICATION_STAYS:
+            raise
+        return error
+
+
+def _not_ours(name: str) -> OperatorError:
+    statement = sql.SQL("drop publication {}").format(sql.Identifier(name)).as_string()
+    return OperatorError(
+        f"publication {name} stays",
+        why="this tool did not make it",
+        hint=f"once nothing else reads it, as its owner: {statement}",
+        id=PUBLICATION_STAYS,
+    )

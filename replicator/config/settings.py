@@ -184,7 +184,10 @@ class ServeSettings(Section):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         default=8321, description="Port to listen on; 0 takes a free one."
     )
-    token_file: OptionalPath = Field(default=Path("api.token"), description="File with the bearer token of the API.")
+    token_file: OptionalPath = Field(
+        default=Path("api.token"),
+        description="File with the bearer token of the API; a relative path is looked up beside the configuration.",
+    )
 
 
 class AlertSettings(Section):
@@ -281,6 +284,11 @@ class Settings(Section):
         if len(self.publication_name.encode()) > 63:
             raise ValueError("listen.publication should be at most 63 bytes long")
         return self
+
+    @property
+    def names_database(self) -> bool:
+        """Say whether a source or a target is configured at all."""
+        return self.source.dsn is not None or self.target.dsn is not None
 
     @property
     def entries(self) -> tuple[TableEntry, ...]:

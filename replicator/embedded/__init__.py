@@ -10,7 +10,7 @@ because its own helper creates system users and opens parent directories when it
 """
 
 from replicator.embedded.cluster import ServerOptions
-from replicator.embedded.lease import EmbeddedStatus, TakenDown, bring_up, describe, lease, take_down
+from replicator.embedded.lease import EmbeddedStatus, TakenDown, bring_up, describe, is_made, lease, take_down
 from replicator.embedded.server import EmbeddedServer
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "TakenDown",
     "bring_up",
     "describe",
+    "is_made",
     "lease",
     "take_down",
 ]

@@ -102,6 +102,11 @@ def take_down(data_dir: Path) -> TakenDown:
         return TakenDown.STOPPED if _stop_if_last(server, mine) else TakenDown.IN_USE
 
 
+def is_made(data_dir: Path) -> bool:
+    """Say whether a server was ever made there, as far as this user can see."""
+    return os.path.exists(EmbeddedServer(data_dir).data_dir / "postgres")  # noqa: PTH110  # Path's raises for a closed one
+
+
 def describe(data_dir: Path) -> EmbeddedStatus:
     """Say how the server is, without starting or changing anything."""
     server = EmbeddedServer(data_dir)

@@ -360,6 +360,9 @@ def _judge_tables(facts: PipelineFacts) -> Iterator[Reason]:
     known = facts.tables if facts.tables is not None else {*facts.batches, *facts.successes} - {LISTENER_ROW}
     for table in sorted(known):
         wrong = _judge_batches(facts, table)
+        if table in facts.unselected and table not in facts.successes:
+            # A name that was mistyped: nothing of it is in the target, so nothing is left to be done.
+            continue
         if wrong is not None and table in facts.unselected:
             hint = f"replicator forget {shlex.quote(table)} --yes"
             message = "the configuration does not select it any more"

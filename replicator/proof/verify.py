@@ -5,6 +5,7 @@ A table that a listener keeps is compared once its stream has passed the source'
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -25,12 +26,14 @@ from replicator.config.settings import Settings
 from replicator.db import closing, translated
 from replicator.digest import SLOTS
 from replicator.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, PassingError, ReplicatorError, choose_exit_code
+from replicator.monitor.facts import has_stream
 from replicator.monitor.operation import Operation
 from replicator.proof.judgement import Look, judge, not_synced, still
 from replicator.proof.streamed_look import StreamedLook
 from replicator.proof.streamed_repair import repair_streamed
 from replicator.proof.verdict import Verdict
 from replicator.reading import Reading, is_audit_due
+from replicator.relation import LOGGED, PARTITIONED, TABLE, Relation
 from replicator.strategy import FULL, audits_every_time
 from replicator.sync.inventory import Chosen, Inventory, require_tables, take_inventory
 from replicator.sync.pipeline import Pipeline, default_jobs
@@ -215,6 +218,11 @@ def read_streamed(control: Control) -> set[str]:
     return set(streams.read_tables())
 
 
+def can_stream(relation: Relation) -> bool:
+    """Say whether a relation is of a kind that a publication takes."""
+    return relation.kind in (TABLE, PARTITIONED) and relation.persistence == LOGGED
+
+
 class RepairRound(Round):
     """A round in which tables with a key are compared, whatever their position says, and mended."""
 
@@ -235,6 +243,7 @@ class VerifyPipeline(Pipeline):
         self.look = look
         self.verdicts: dict[str, Verdict] = {}
         self.streamed: set[str] = set()
+        self.leaves_uncopied = False
 
     def look_at(self, tables: Sequence[str]) -> dict[str, Verdict]:
         """Return the verdicts by table; the errors of those that have none are the run's."""
@@ -259,6 +268,8 @@ class VerifyPipeline(Pipeline):
             with translated("source"):
                 inventory = take_inventory(run.watcher, run.settings, tables)
             require_tables(inventory)
+            with translated("target"):
+                self.leaves_uncopied = not tables and has_stream(control)
             for chosen in inventory.tables:
                 run.records.setdefault(chosen.table, unknown_record(chosen.table))
             self.stack.enter_context(opened.pop_all())
@@ -287,9 +298,31 @@ class VerifyRound(Round):
 
     def _queue_jobs(self, jobs: list[Job]) -> None:
         """Put every job in a group of its own, the biggest first; nothing of the target is touched."""
+        jobs = self._leave_uncopied(jobs)
         self.bytes_there = sum(job.mapping.relation.heap_bytes for job in jobs)
         self.bytes_read: dict[str, int] = {}
         self.queue.extend([job] for job in sorted(jobs, key=lambda job: self._rank([job])))
+
+    def _leave_uncopied(self, jobs: list[Job]) -> list[Job]:
+        """Return the jobs without those that a listener cannot copy and no sync has: there is nothing to compare.
+
+        Where nothing else is compared they stay: a verification of no tables would look like a success.
+        """
+        if not self.pipeline.leaves_uncopied:
+            return jobs
+        copied = [job for job in jobs if job.record.state.snapshot_at is not None or can_stream(job.mapping.relation)]
+        if not copied:
+            return jobs
+        names = {job.table for job in copied}
+        for job in jobs:
+            if job.table not in names:
+                hint = f"replicator sync {shlex.quote(job.table)}"
+                reason = "the listener cannot copy it, and no sync has"
+                self.run.log.warning("table_left_out", table=job.table, path=self.run.path, reason=reason, hint=hint)
+        with self.mutex:
+            gone = {job.table for job in jobs} - names
+            self.left = [chosen for chosen in self.left if chosen.table not in gone]
+        return copied
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:
         run, (job,) = self.run, group

@@ -22,7 +22,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REFUSALS = {400: "host_refused", 401: "unauthorized", 413: "body_too_long"}
 
 
-def build_app(service: Service, token: str | None, host: str) -> ASGIApp:
+def build_app(service: Service, token: Token, host: str) -> ASGIApp:
     """Return the whole application of one process, bound to `host`."""
     app = FastAPI(
         title="replicator", version=__version__, openapi_url=f"{PREFIX}/openapi.json", docs_url=None, redoc_url=None
@@ -42,7 +42,7 @@ def build_app(service: Service, token: str | None, host: str) -> ASGIApp:
             return pages.ask_token()
         return problem(status, reason, id=_REFUSALS[status])
 
-    return Guard(app, token=Token(token), hosts=Hosts(host), pages_need_token=not is_loopback(host), refuse=refuse)
+    return Guard(app, token=token, hosts=Hosts(host), pages_need_token=not is_loopback(host), refuse=refuse)
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replicator.errors import ConfigError
+from replicator.telemetry.log import get_logger
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -125,6 +126,11 @@ class Token:
         self._digest = None if token is None else _digest(token.encode())
 
     @property
+    def path(self) -> Path | None:
+        """Return the file that it was read from; None where there is none."""
+        return None
+
+    @property
     def is_set(self) -> bool:
         """Say whether there is one at all; without it nothing is allowed that needs it."""
         return self._digest is not None
@@ -134,6 +140,44 @@ class Token:
         scheme, _, given = authorization.partition(b" ")
         same = hmac.compare_digest(_digest(given.strip()), self._digest or bytes(32))
         return same and self._digest is not None and scheme.lower() == b"bearer"
+
+
+class FileToken(Token):
+    """The token of a file, read again whenever the file changes: one that is gone or cannot be used opens nothing."""
+
+    def __init__(self, path: Path | None, host: str) -> None:
+        self._path, self._host = path, host
+        self._seen = self._stamp()
+        super().__init__(read_token(path, host))
+
+    @property
+    def path(self) -> Path | None:
+        """Return where the token is looked for."""
+        return self._path
+
+    def matches(self, authorization: bytes) -> bool:
+        """Say whether an Authorization header carries the token that the file holds now."""
+        seen = self._stamp()
+        if seen != self._seen:
+            self._seen = seen
+            self._read_again()
+        return super().matches(authorization)
+
+    def _read_again(self) -> None:
+        try:
+            super().__init__(read_token(self._path, self._host))
+        except ConfigError as error:
+            super().__init__(None)
+            get_logger().error("token_unusable", file=str(self._path), error_message=error.message, hint=error.hint)
+            return
+        get_logger().info("token_read", file=str(self._path), token_set=self.is_set)
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat() if self._path is not None else None
+        except OSError:
+            return None
+        return None if found is None else (found.st_mtime_ns, found.st_ino, found.st_size)
 
 
 def _digest(text: bytes) -> bytes:
@@ -181,8 +225,12 @@ class Guard:
         if not self._needs_token(method, path) or self._token.matches(headers.get(b"authorization", b"")):
             return None
         if not self._token.is_set:
-            return self._refuse(401, path, "there is no token file, so nothing is allowed that needs the token")
-        return self._refuse(401, path, "the bearer token is missing or wrong")
+            where = (
+                "serve.token_file is empty" if self._token.path is None else f"there is no usable {self._token.path}"
+            )
+            return self._refuse(401, path, f"{where}, so nothing is allowed that needs the token")
+        whose = "" if self._token.path is None else f"; the right one is in {self._token.path}"
+        return self._refuse(401, path, f"the bearer token is missing or wrong{whose}")
 
     def _needs_token(self, method: str, path: str) -> bool:
         if method not in _READING or path == "/api" or path.startswith("/api/"):

@@ -13,10 +13,11 @@ from types import FrameType
 from typing import Protocol
 
 from replicator.config.settings import Settings
+from replicator.config.settings_source import find_config
 from replicator.errors import ConfigError
 from replicator.serve.app import build_app
 from replicator.serve.desk import Desk
-from replicator.serve.guard import read_token, token_is_exposed
+from replicator.serve.guard import FileToken, token_is_exposed
 from replicator.serve.launcher import DRAIN_S, Launcher
 from replicator.serve.notify import Heart, notify_ready, notify_stopping
 from replicator.serve.scheduler import Scheduler
@@ -47,13 +48,12 @@ def serve(
     from replicator.serve.connection import HttpConnection
 
     host = settings.serve.host
-    token = read_token(settings.serve.token_file, host)
+    token_file = place_token(settings.serve.token_file, config)
+    token = FileToken(token_file, host)
     listening = _bind(host, settings.serve.port)
     log = get_logger()
-    if token_is_exposed(settings.serve.token_file):
-        log.warning(
-            "token_file_exposed", file=str(settings.serve.token_file), hint="chmod 600 it, and make a new token"
-        )
+    if token_is_exposed(token_file):
+        log.warning("token_file_exposed", file=str(token_file), hint=f"chmod 600 {token_file}, and make a new token")
     launcher = Launcher(settings, target_conninfo, config)
     supervisor = Supervisor(config) if listens else None
 
@@ -93,7 +93,7 @@ def serve(
     )
     url = _name_url(host, listening)
     thread.start()
-    log.info("serve_started", url=url, listens=listens, token_set=token is not None)
+    log.info("serve_started", url=url, listens=listens, token_file=str(token_file or ""), token_set=token.is_set)
     on_start(url)
     notify_ready(f"serving {url}")
     try:
@@ -113,6 +113,14 @@ def serve(
                 supervisor.stop(max(1.0, DRAIN_S - (time.monotonic() - since)))
         views.close()
         log.info("serve_ended")
+
+
+def place_token(path: Path | None, config: Path | None) -> Path | None:
+    """Return where the token's file is: beside the configuration, wherever the process was started."""
+    if path is None:
+        return None
+    found = find_config(config, Path.cwd())
+    return (Path.cwd() if found is None else found.parent) / path.expanduser()
 
 
 class _Killable(Protocol):

@@ -34,6 +34,7 @@ from replicator.stream.loop import Changed, LoadingThread, Search, Stream, Until
 from replicator.stream.overlap import find_overlaps
 from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
+from replicator.stream.summary import StreamSummary
 from replicator.stream.table import VERSION, Newcomers, StreamedTable, spell_keys, streams_binary
 from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import prepare_jobs
@@ -63,6 +64,7 @@ class StreamFollower:
         self.control, self.streams, self.watcher = session.control, session.streams, session.watcher
         self.tables = started.tables
         self.signatures = started.signatures
+        self.summary = StreamSummary(session.log)
 
     def follow(self) -> Outcome:
         """Follow the stream; say whether it is to begin anew. Raises what ended it."""
@@ -127,6 +129,7 @@ class StreamFollower:
                     self.joiner.finish()
                 watch.finish()
                 loading.finish()
+                self.summary.flush()
                 if loading.error is None:
                     with suppress(psycopg.Error, ReplicatorError):
                         loader.move_sequences()
@@ -389,8 +392,9 @@ class StreamFollower:
             self.log.warning("refused_rows_corrected", table=table, path="listen", rows=rows)
         self.session.result.transactions += landed.transactions
         self.renew()
+        self.summary.add(landed, duration_s)
         if landed.figures:
-            self.log.info(
+            self.log.debug(
                 "position_confirmed",
                 path="listen",
                 lsn=str(landed.position),

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -50,6 +50,7 @@ def sync(
     *,
     tables: Sequence[str] = (),
     full: bool = False,
+    allowed_deletes: int = 0,
     jobs: int | None = None,
     triggered_by: str = "manual",
     execution_id: uuid.UUID | None = None,
@@ -59,7 +60,8 @@ def sync(
     """Bring the target's tables to one snapshot of the source.
 
     tables: names of some of them, all by default. jobs: tables at a time. stop: set it to end the run early, with
-    every table either landed or as it was. Raises our errors when not even a list of tables could be made.
+    every table either landed or as it was. allowed_deletes: rows of each table that may go whatever the delete stop
+    says. Raises our errors when not even a list of tables could be made.
     """
     run = Run(
         settings,
@@ -69,6 +71,7 @@ def sync(
         progress=progress,
         stop=stop,
         execution_id=execution_id,
+        allowed_deletes=allowed_deletes,
     )
     with ExitStack() as stack:
         return Pipeline(run, stack).execute(tables, triggered_by)
@@ -144,6 +147,7 @@ class Pipeline:
                 run.has_written = True
                 drop_shadows(control)
                 if not tables and run.path == "sync":
+                    self._forget_mistyped(control, {*names, *copying})
                     self._record_vanished(control, inventory, triggered_by)
             for pattern in inventory.idle_patterns:
                 run.log.warning("pattern_unmatched", pattern=pattern, path=run.path)
@@ -181,6 +185,18 @@ class Pipeline:
         for table in tables:
             self.run.fail(table, unwritable(table))
         return leave_out(inventory, tables)
+
+    def _forget_mistyped(self, control: Control, names: Set[str]) -> None:
+        """Forget tables of which only a refused try is known and that are not selected: their names were mistyped.
+
+        names: of all that are selected. What a listener has parked is the listener's to forget.
+        """
+        records = control.read_records()
+        streams = StreamControl(control.connection, control.schema, control.pipeline)
+        kept = names | list_landed(records).keys() | streams.read_parked().keys() | streams.read_tables().keys()
+        for table in records.keys() - kept:
+            control.forget(table)
+            self.run.log.info("table_forgotten", table=table, path=self.run.path, reason="it was never copied")
 
     def _record_vanished(self, control: Control, inventory: Inventory, triggered_by: str) -> None:
         """Leave one `skipped` row for each table that the source has no longer: `health` finds it there."""

@@ -415,6 +415,7 @@ class Round:
             replica,
             rebuilds=self.run.path == "resync",
             is_source=self.is_source,
+            allowed_deletes=self.run.allowed_deletes,
         )
 
     def _load(self, group: Sequence[Job], reader: Reader, session: Session) -> None:

@@ -62,8 +62,9 @@ class Run:
         stop: threading.Event | None = None,
         path: str = "sync",
         execution_id: uuid.UUID | None = None,
+        allowed_deletes: int = 0,
     ) -> None:
-        self.path = path
+        self.path, self.allowed_deletes = path, allowed_deletes
         self.settings, self.target_conninfo = settings, target_conninfo
         self.full, self.jobs, self.progress = full, jobs, progress or _no_progress
         self.stop = stop or threading.Event()

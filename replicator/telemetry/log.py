@@ -196,7 +196,7 @@ def _replace_exception(_logger: WrappedLogger, _method: str, event: EventDict) -
 
 
 def _plain_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    return {DOTTED.get(key, key): HIDDEN if is_secret_key(key) else plain_value(v) for key, v in event.items()}
+    return {DOTTED.get(key, key): plain_field(key, v) for key, v in event.items()}
 
 
 def _finish_event(_logger: WrappedLogger, _method: str, event: EventDict) -> tuple[tuple[EventDict], dict[str, Any]]:
@@ -221,10 +221,15 @@ def plain_value(value: object) -> Any:
     if isinstance(value, str | UUID | PurePath):
         return redact_text(str(value))
     if isinstance(value, Mapping):
-        return {str(key): HIDDEN if is_secret_key(str(key)) else plain_value(item) for key, item in value.items()}
+        return {str(key): plain_field(str(key), item) for key, item in value.items()}
     if isinstance(value, Sequence | Set) and not isinstance(value, bytes | bytearray | memoryview):
         return [plain_value(item) for item in value]
     return f"<{type(value).__qualname__}>"
+
+
+def plain_field(key: str, value: object) -> Any:
+    """Return a field's value as JSON has it; hidden by its name, unless it only says whether there is one."""
+    return plain_value(value) if isinstance(value, bool) or not is_secret_key(key) else HIDDEN
 
 
 _LIBRARY_PAUSE_S = 60.0

@@ -26,5 +26,5 @@ def redact_text(text: str) -> str:
 
 
 def is_secret_key(key: str) -> bool:
-    """Tell whether a field of this name is hidden whatever its value."""
-    return _SECRET_KEY.search(key) is not None
+    """Tell whether a field of this name is hidden. The file that a secret lies in is no secret."""
+    return _SECRET_KEY.search(key) is not None and not key.endswith("_file")

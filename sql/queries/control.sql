@@ -94,27 +94,13 @@ where pipeline = :'pipeline' and status = 'running' and path = any (:'paths'::te
   and execution_id <> :'execution_id'::uuid;
 
 -- name: delete_expired_batches
--- What the deleted rows counted is kept as sums.
-with gone as (
-    delete from :"control".etl_control
-    where pipeline = :'pipeline' and table_name = :'table_name' and status <> 'running'
-      and started_at < clock_timestamp() - make_interval(secs => :'keep_seconds'::float8)
-      and batch_id is distinct from (select max(k.batch_id) from :"control".etl_control k
-                       where k.pipeline = :'pipeline' and k.table_name = :'table_name' and k.status = 'success')
-    returning *)
-insert into :"control".expired_total as t (pipeline, table_name, path, status, error_code, duration_bucket, batches, attempts,
-    duration_seconds, rows_inserted, rows_updated, rows_unchanged, rows_deleted, bytes_copied)
-select pipeline, table_name, path, status, coalesce(error_code, ''),
-       :"control".duration_bucket(coalesce(duration_seconds, 0)), count(*), sum(attempts),
-       sum(coalesce(duration_seconds, 0)), sum(rows_inserted), sum(rows_updated), sum(rows_unchanged), sum(rows_deleted),
-       sum(bytes_copied)
-from gone group by 1, 2, 3, 4, 5, 6
-on conflict (pipeline, table_name, path, status, error_code, duration_bucket) do update set
-    batches = t.batches + excluded.batches, attempts = t.attempts + excluded.attempts,
-    duration_seconds = t.duration_seconds + excluded.duration_seconds,
-    rows_inserted = t.rows_inserted + excluded.rows_inserted, rows_updated = t.rows_updated + excluded.rows_updated,
-    rows_unchanged = t.rows_unchanged + excluded.rows_unchanged, rows_deleted = t.rows_deleted + excluded.rows_deleted,
-    bytes_copied = t.bytes_copied + excluded.bytes_copied;
+-- batch_total keeps what they counted. The time is a stable function's: a volatile one could use no index.
+delete from :"control".etl_control
+where pipeline = :'pipeline' and table_name = :'table_name' and status <> 'running'
+  and started_at < statement_timestamp() - make_interval(secs => :'keep_seconds'::float8)
+  and batch_id is distinct from (select k.batch_id from :"control".etl_control k
+                   where k.pipeline = :'pipeline' and k.table_name = :'table_name' and k.status = 'success'
+                   order by k.batch_id desc limit 1);
 
 -- name: claim_tables
 -- tables: source names. Raises each table's epoch, so that an older run can no longer write.
@@ -220,9 +206,15 @@ where pipeline = :'pipeline' and (:'table_name'::text is null or table_name = :'
 order by batch_id desc limit :'limit';
 
 -- name: last_batches
--- The newest batch of each table.
-select distinct on (table_name) * from :"control".etl_control
-where pipeline = :'pipeline' order by table_name, batch_id desc;
+-- The newest batch of each table that is known. Table by table: an index leads there, however long the history is.
+select b.*
+from (select table_name from :"control".table_state where pipeline = :'pipeline'
+      union select table_name from :"control".parked_table where pipeline = :'pipeline'
+      union select table_name from :"control".copying_table where pipeline = :'pipeline') n
+cross join lateral (
+    select * from :"control".etl_control c where c.pipeline = :'pipeline' and c.table_name = n.table_name
+    order by c.batch_id desc limit 1) b
+order by b.table_name;
 
 -- name: record_observation
 insert into :"control".observation (pipeline, system_identifier, observed_at, transactions, prepared)

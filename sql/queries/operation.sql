@@ -1,26 +1,10 @@
 -- What metrics and alerts ask the control schema. psql: \set control replicator
 
 -- name: totals
--- Sums over all that ever ran, kept or expired. A row that still runs counts for nothing yet. What is kept is summed by
--- itself first: over the union the planner knows nothing of the groups, and sorts every row.
-select table_name, path, status, error_code, duration_bucket,
-       sum(batches)::bigint as batches, sum(attempts)::bigint as attempts, sum(duration_seconds)::float8 as duration_seconds,
-       sum(rows_inserted)::bigint as rows_inserted, sum(rows_updated)::bigint as rows_updated,
-       sum(rows_unchanged)::bigint as rows_unchanged, sum(rows_deleted)::bigint as rows_deleted,
-       sum(bytes_copied)::bigint as bytes_copied
-from (
-    select table_name, path, status, coalesce(error_code, '') as error_code,
-           :"control".duration_bucket(coalesce(duration_seconds, 0)) as duration_bucket, count(*) as batches,
-           sum(attempts) as attempts, coalesce(sum(duration_seconds), 0) as duration_seconds,
-           sum(rows_inserted) as rows_inserted, sum(rows_updated) as rows_updated,
-           sum(rows_unchanged) as rows_unchanged, sum(rows_deleted) as rows_deleted, sum(bytes_copied) as bytes_copied
-    from :"control".etl_control where pipeline = :'pipeline' and status <> 'running'
-    group by 1, 2, 3, 4, 5
-    union all
-    select table_name, path, status, error_code, duration_bucket, batches, attempts, duration_seconds, rows_inserted,
-           rows_updated, rows_unchanged, rows_deleted, bytes_copied
-    from :"control".expired_total where pipeline = :'pipeline') as every
-group by table_name, path, status, error_code, duration_bucket;
+-- Sums over all that ever ran, kept or expired. A row that still runs counts for nothing yet.
+select table_name, path, status, error_code, duration_bucket, batches, attempts, duration_seconds::float8 as duration_seconds,
+       rows_inserted, rows_updated, rows_unchanged, rows_deleted, bytes_copied
+from :"control".batch_total where pipeline = :'pipeline' and batches > 0;
 
 -- name: lag
 -- Of the table that is furthest behind.

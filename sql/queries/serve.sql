@@ -107,7 +107,7 @@ left join lateral (
     where e.pipeline = :'pipeline' and e.table_name = n.table_name order by e.batch_id desc limit 1) b on true
 left join (
     select e.table_name, sum(e.rows_inserted + e.rows_updated + e.rows_deleted) as rows from :"control".etl_control e
-    where e.pipeline = :'pipeline' and e.started_at > clock_timestamp() - interval '24 hours' group by e.table_name) d
+    where e.pipeline = :'pipeline' and e.started_at > statement_timestamp() - interval '24 hours' group by e.table_name) d
     on d.table_name = n.table_name
 left join (
     select q.table_name, count(*) as waiting from :"control".quarantine q
@@ -191,7 +191,7 @@ select min(started_at) as at, sum(rows_inserted + rows_updated + rows_deleted)::
        extract(epoch from max(completed_at - case when path = 'listen' then watermark_end else watermark_start end))::float8
            as lag_seconds
 from :"control".etl_control
-where pipeline = :'pipeline' and status = 'success' and started_at > clock_timestamp() - interval '30 days'
+where pipeline = :'pipeline' and status = 'success' and started_at > statement_timestamp() - interval '30 days'
   and (:'table_name'::text is null or table_name = :'table_name')
 group by execution_id, path, date_trunc('day', started_at)
 order by 1 desc limit 120;

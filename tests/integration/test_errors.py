@@ -454,13 +454,39 @@ def test_a_fault_of_our_own_is_told_without_the_message_of_the_exception(scene: 
 
 
 def test_health_names_the_command_for_a_table_that_left_the_configuration(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key); create table gone (id int primary key)")
+    pair.grant()
+    pair.write_config(tables=["public.t", "public.gone"])
+    pair.run("sync")
+    pair.source.execute("drop table gone")
+    pair.run("sync", check=6)
+    pair.write_config(tables=["public.t"])
+    pair.run("sync", check=0)
+    (reason,) = pair.json("health", check=1)["reasons"]
+    assert reason["hint"] == "replicator forget public.gone --yes"
+    pair.run("forget", "public.gone", "--yes", check=0)
+    pair.run("health", check=0)
+
+
+def test_a_mistyped_name_leaves_nothing_once_it_is_corrected(pair: Pair) -> None:
     pair.source.execute("create table t (id int primary key)")
     pair.grant()
     pair.write_config(tables=["public.t", "public.typo"])
     pair.run("sync", check=6)
     pair.write_config(tables=["public.t"])
-    pair.run("sync", check=0)
-    (reason,) = pair.json("health", check=1)["reasons"]
-    assert reason["hint"] == "replicator forget public.typo --yes"
-    pair.run("forget", "public.typo", "--yes", check=0)
+    pair.run("health", check=0)
+    pair.run("sync")
+    assert [one["table"] for one in pair.json("status")["tables"]] == ["public.t"]
+    pair.run("health", check=0)
+
+
+def test_a_mistyped_argument_leaves_nothing_though_the_source_was_away(pair: Pair) -> None:
+    pair.source.execute("create table t (id int primary key)")
+    pair.grant()
+    pair.write_config(tables=["public.*"])
+    pair.run("sync")
+    pair.run("sync", "public.typo", check=4, env={"REPLICATOR_SOURCE__DSN": pair.dsn_of_source(port=1)})
+    pair.run("sync", "public.typo", check=2)
+    pair.run("sync")
+    assert [one["table"] for one in pair.json("status")["tables"]] == ["public.t"]
     pair.run("health", check=0)

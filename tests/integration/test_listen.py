@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -9,7 +10,7 @@ from psycopg import sql
 
 from tests.conftest import MakePair
 from tests.pair import Pair
-from tests.streaming import catch_up
+from tests.streaming import catch_up, listening, wait_until_equal
 from tests.wait import wait_until
 
 
@@ -437,6 +438,53 @@ def test_slots_are_listed_and_dropped_with_consent(streamed: Pair) -> None:
     streamed.source.execute("insert into t values (1)")
     catch_up(streamed)
     streamed.assert_equal("public.t")
+
+
+def test_a_slot_drop_that_has_to_leave_the_publication_records_itself(streamed: Pair) -> None:
+    """S19: only an owner may drop a publication; the slot's end is our own doing all the same."""
+    streamed.source.execute("create table t (id int primary key); insert into t values (1)")
+    streamed.publish()
+    streamed.source.execute("comment on publication replicator_default is 'made by replicator'")
+    streamed.write_config(tables=["public.t"])
+    catch_up(streamed)
+    dropped = streamed.run("slot", "drop", "--yes")
+    assert f"dropped slot {streamed.slot}" in dropped.stdout
+    assert 'as its owner: drop publication "replicator_default"' in dropped.stderr
+    assert streamed.json("slot", "drop", "--yes")["publication_dropped"] is False
+    assert streamed.json("health")["reasons"] == []
+    streamed.source.execute("insert into t values (2)")
+    catch_up(streamed)
+    streamed.assert_equal("public.t")
+
+
+def test_a_busy_stream_logs_one_summary_a_minute_and_every_batch_at_debug(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    for level, batches in (("info", 0), ("debug", 5)):
+        streamed.write_config(tables=["public.t"], logs={"level": level})
+        with listening(streamed) as running:
+            for number in range(5):
+                streamed.source.execute("insert into t select coalesce(max(id), 0) + 1 from t")
+                wait_until_equal(streamed, "public.t")
+                assert running.running, number
+        events = [json.loads(line) for line in running.stderr.splitlines() if line.startswith("{")]
+        told = [event for event in events if event["event"] == "position_confirmed" and "transactions" in event]
+        assert len(told) >= batches if batches else not told
+        (summary,) = [event for event in events if event["event"] == "stream_advanced"]
+        assert (summary["rows_extracted"], summary["transactions"], summary["level"]) == (5, 5, "info")
+        assert summary["lag_seconds"] >= 0
+        assert summary["lsn"]
+
+
+def test_the_summary_of_a_minute_is_told_while_the_stream_goes_on(streamed: Pair) -> None:
+    streamed.source.execute("create table t (id int primary key)")
+    streamed.publish()
+    streamed.write_config(tables=["public.t"])
+    streamed.constants["replicator.stream.summary.SUMMARY_S"] = 0.1
+    streamed.constants["replicator.stream.loop._IDLE_SAVE_S"] = 0.2
+    with listening(streamed) as running:
+        streamed.source.execute("insert into t values (1)")
+        wait_until(lambda: "stream_advanced" in running.stderr, 40, what="the minute is told")
 
 
 def test_an_owner_needs_no_help_and_a_reader_gets_the_sql(streamed: Pair) -> None:

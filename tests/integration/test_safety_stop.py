@@ -299,3 +299,51 @@ def test_a_stop_says_what_why_and_what_mends_it(case: Case) -> None:
     finished = case.pair.run("sync", check=8)
     for words in ("error [source_empty]: public.t is empty in the source", "  why:  ", "max_delete_fraction = 1.0"):
         assert words in finished.stderr, finished
+
+
+@BOTH
+@pytest.mark.hazard("W29")
+@pytest.mark.parametrize("args", [(), ("--full",)], ids=["incremental", "full"])
+def test_one_run_may_delete_as_many_rows_as_it_is_told_and_no_more(
+    pair: Pair, strategy: str, args: tuple[str, ...]
+) -> None:
+    pair.source.execute(MANY)
+    case = Case(pair, strategy)
+    case.begin()
+    pair.source.execute("delete from t where id <= 1500")
+    case.stop(8, "too_many_deletes", *args)
+    case.stop(8, "too_many_deletes", "public.t", "--allow-deletes", "1499", *args)
+    stopped = pair.run("sync", "--allow-deletes", "1499", *args, check=8)
+    assert "--allow-deletes 1499 does not cover them" in stopped.stderr
+    assert "replicator sync public.t --allow-deletes 1500" in stopped.stderr
+    pair.run("sync", "public.t", "--allow-deletes", "1500", *args)
+    pair.assert_equal("t")
+    pair.source.execute("delete from t where id <= 2900")
+    case.stop(8, "too_many_deletes", *args)
+
+
+@BOTH
+@pytest.mark.hazard("W29")
+def test_an_emptied_source_empties_the_target_only_when_the_number_covers_all_of_it(pair: Pair, strategy: str) -> None:
+    pair.source.execute(MANY)
+    case = Case(pair, strategy)
+    case.begin()
+    pair.source.execute("delete from t")
+    case.stop(8, "source_empty", "--allow-deletes", "2999")
+    assert "--allow-deletes 3000" in pair.run("sync", check=8).stderr
+    pair.run("sync", "--allow-deletes", "3000")
+    pair.assert_equal("t")
+
+
+def test_a_table_without_a_key_may_lose_as_many_rows_as_the_run_is_told(pair: Pair) -> None:
+    """W29"""
+    pair.source.execute("create table t (note text); insert into t select 'row ' || g from generate_series(1, 3000) g")
+    pair.grant()
+    pair.write_config(tables=["public.t"])
+    pair.run("sync")
+    pair.source.execute("delete from t where ctid < '(12,0)'")
+    gone = 3000 - pair.source.execute("select count(*) from t").fetchall()[0][0]
+    assert 1000 < gone < 3000
+    pair.run("sync", "--allow-deletes", str(gone - 1), check=8)
+    pair.run("sync", "--allow-deletes", str(gone))
+    pair.assert_equal("t")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import suppress
@@ -247,6 +248,36 @@ def test_only_whom_the_contract_names_gets_in(pair: Pair) -> None:
         assert "unsafe" not in policy
         assert serving.api.get("/status", headers={"Host": "localhost:1"}).status_code == 200
     assert pair.control_rows() == []
+
+
+def test_the_token_lies_beside_the_configuration_and_is_read_again_when_it_changes(pair: Pair) -> None:
+    """O4: its path is told, the token never."""
+    make_source(pair)
+    write_config(pair)
+    folder = pair.dir / "etc"
+    folder.mkdir()
+    (pair.dir / "replicator.toml").rename(folder / "replicator.toml")
+    path = folder / "api.token"
+    with Serving(pair, "--config", "etc/replicator.toml") as serving:
+        started = next(line for line in serving.running.stderr.splitlines() if '"serve_started"' in line)
+        assert json.loads(started)["token_set"] is False
+        assert json.loads(started)["token_file"] == str(path)
+        assert str(path) in serving.api.get("/status").json()["detail"]
+        path.write_text(serving.token)
+        assert serving.api.get("/status").status_code == 200
+        wrong = serving.web.get("/api/v1/status")
+        assert (wrong.status_code, str(path) in wrong.text) == (401, True)
+        path.write_text("y" * 40)
+        assert serving.api.get("/status").status_code == 401
+        new = {"Authorization": "Bearer " + "y" * 40}
+        assert serving.api.get("/status", headers=new).status_code == 200
+        path.write_text("short")
+        assert serving.api.get("/status", headers=new).status_code == 401
+        path.unlink()
+        assert serving.api.get("/status", headers=new).status_code == 401
+        assert "y" * 40 not in serving.running.stderr + wrong.text
+    with Serving(pair, "--config", "etc/replicator.toml") as serving:
+        assert serving.token not in serving.running.stderr
 
 
 def test_beyond_loopback_every_page_needs_the_token_and_without_a_file_nothing_starts(pair: Pair) -> None:

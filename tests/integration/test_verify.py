@@ -198,6 +198,25 @@ def test_verify_says_what_keeps_it_from_comparing(pair: Pair) -> None:
     assert pair.run("verify", "public.nope", check=2).stderr
 
 
+def test_verify_after_listen_leaves_out_what_the_listener_cannot_copy(streamed: Pair) -> None:
+    pair = streamed
+    pair.source.execute("create table t (id int primary key); insert into t values (1)")
+    pair.source.execute("create unlogged table u (id int primary key); insert into u values (1)")
+    pair.source.execute("create view v as select * from t")
+    pair.publish("t")
+    pair.write_config(tables=["public.t", "public.u", {"name": "public.v", "key": ["id"]}])
+    pair.run("listen", "--until-caught-up")
+    finished = pair.run("verify", "--json")
+    assert [one["table"] for one in finished.json()["tables"]] == ["public.t"]
+    left_out = [line for line in finished.stderr.splitlines() if "table_left_out" in line]
+    assert len(left_out) == 2
+    assert "replicator sync public.u" in left_out[0]
+    assert "not_synced" in pair.run("verify", "public.u", check=1).stderr
+    pair.run("sync", "public.u", "public.v")
+    assert all(one["equal"] for one in pair.json("verify")["tables"])
+    assert len(pair.json("verify")["tables"]) == 3
+
+
 def test_a_repair_that_would_delete_too_much_stops(pair: Pair) -> None:
     pair.source.execute("create table t (id int primary key); insert into t select generate_series(1, 10)")
     pair.grant()

@@ -62,6 +62,10 @@ def test_a_parked_table_without_a_hint_is_told_how_it_comes_back() -> None:
     assert reason.hint == "replicator resync 'public.\"A b\"' --yes"
 
 
+def test_a_mistyped_table_that_left_the_configuration_is_no_reason() -> None:
+    assert ids(look(successes={}, batches={"t": FAILED}, unselected=frozenset("t"))) == []
+
+
 def test_a_parked_table_that_was_never_copied_or_is_stale_has_one_reason() -> None:
     assert ids(look(parked={"t": PARKED}, successes={})) == ["parked"]
     assert ids(look(parked={"t": PARKED}, successes={"t": NOW - timedelta(days=9)})) == ["parked"]
@@ -77,7 +81,7 @@ def test_a_parked_table_that_was_never_copied_or_is_stale_has_one_reason() -> No
         ({"quarantined": {"t": (1, "23514")}}, "quarantine"),
         ({"successes": {}}, "never_synced"),
         ({"successes": {"t": NOW - timedelta(hours=27)}}, "stale"),
-        ({"successes": {}, "unselected": frozenset("t")}, "table_unselected"),
+        ({"successes": {"t": NOW - timedelta(days=9)}, "unselected": frozenset("t")}, "table_unselected"),
         ({"batches": {"t": LastBatch("sync", "skipped", "table_vanished", "gone", NOW)}}, "table_gone"),
     ],
 )
