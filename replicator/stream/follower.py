@@ -77,19 +77,13 @@ class StreamFollower:
         self.by_oid = self._index_members()
         self.newcomers = Newcomers(self.tables)
         resume = self.started.resume
-        expectation = Expectation(resume.awaited, is_promoted=resume.has_new_timeline)
-        self.collector = Collector(self._resolve, position, self.started.origins, delivered, expectation)
+        self.expectation = Expectation(resume.awaited, is_promoted=resume.has_new_timeline)
+        self.collector = Collector(self._resolve, position, self.started.origins, delivered, self.expectation)
         board = JoinBoard()
         self.joiner = None
         if self.search is None:
             self.joiner = TableJoiner(self.session, board, self.started, delivered, binary=self._streams_binary())
-        watch = Watch(
-            self.session.stack.enter_context(closing(self.access.open())),
-            self.settings.slot_name,
-            self.settings.listen.heartbeat.total_seconds(),
-            self._find_changed,
-            self.log,
-        )
+        watch = self._open_watch()
         with self._start_stream(resume.start_at) as sender:
             leave_out = partial(self._leave_out, loader)
             loading = LoadingThread(loader, sender, position, self._tell, board.note_landed, leave_out)
@@ -125,21 +119,34 @@ class StreamFollower:
                     return Outcome.AGAIN
                 raise
             finally:
-                if self.joiner is not None:
-                    self.joiner.finish()
-                watch.finish()
-                loading.finish()
-                self.summary.flush()
-                if loading.error is None:
-                    with suppress(psycopg.Error, ReplicatorError):
-                        loader.move_sequences()
-                if expectation.is_met:
-                    sender.confirm(loading.position)
-                sender.stop()
-                self.session.result.position = loading.position
+                self._end(loader, loading, watch, sender)
             if loading.error is not None:
                 raise loading.error
         return self._conclude(has_more=board.needs_restart or self.joiner is None)
+
+    def _open_watch(self) -> Watch:
+        return Watch(
+            self.session.stack.enter_context(closing(self.access.open())),
+            self.settings.slot_name,
+            self.settings.listen.heartbeat.total_seconds(),
+            self._find_changed,
+            self.log,
+        )
+
+    def _end(self, loader: StreamLoader, loading: LoadingThread, watch: Watch, sender: WalSender) -> None:
+        """End the threads, once what is in hand has landed, and confirm it."""
+        if self.joiner is not None:
+            self.joiner.finish()
+        watch.finish()
+        loading.finish()
+        self.summary.flush()
+        if loading.error is None:
+            with suppress(psycopg.Error, ReplicatorError):
+                loader.move_sequences()
+        if self.expectation.is_met:
+            sender.confirm(loading.position)
+        sender.stop()
+        self.session.result.position = loading.position
 
     def _resolve(self, message: RelationMessage) -> Intake | None:
         """Return the intake of a relation that is described; None when its changes are not taken as they come."""

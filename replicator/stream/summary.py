@@ -18,7 +18,10 @@ class StreamSummary:
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
-        self._clear()
+        self._since = self._busy_s = 0.0
+        self._batches = self._rows = self._transactions = 0
+        self._position: Lsn | None = None
+        self._lag_s: float | None = None
 
     def add(self, landed: Landed, duration_s: float) -> None:
         """Count a batch; one without rows only lets time pass."""
@@ -52,5 +55,4 @@ class StreamSummary:
     def _clear(self) -> None:
         self._since = self._busy_s = 0.0
         self._batches = self._rows = self._transactions = 0
-        self._position: Lsn | None = None
-        self._lag_s: float | None = None
+        self._position = self._lag_s = None
