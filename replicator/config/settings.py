@@ -186,7 +186,8 @@ class ServeSettings(Section):
         default=8321, description="Port to listen on; 0 takes a free one."
     )
     token_file: OptionalPath = Field(
-        default=Path("api.token"), description="File with the bearer token of the API; a relative path is looked up beside the configuration."
+        default=Path("api.token"),
+        description="File with the bearer token of the API; a relative path is looked up beside the configuration.",
     )
 
 
