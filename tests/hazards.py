@@ -127,6 +127,7 @@ HAZARDS = {
     "O7": "the machine was off at the hour of the nightly run",
     "O8": "stdout is not UTF-8, not a terminal, closed early, or full",
     "O9": "a configuration has a byte order mark, CRLF, or another user's permissions",
+    "O10": "millions of rows in the record slow down what reads it",
     "B1": "what was received is confirmed",
     "B2": "a keepalive's position is confirmed with work in hand",
     "B3": "nothing is confirmed while idle",

@@ -225,9 +225,8 @@ class Guard:
         if not self._needs_token(method, path) or self._token.matches(headers.get(b"authorization", b"")):
             return None
         if not self._token.is_set:
-            where = (
-                "serve.token_file is empty" if self._token.path is None else f"there is no usable {self._token.path}"
-            )
+            file = self._token.path
+            where = "serve.token_file is empty" if file is None else f"there is no usable token file {file}"
             return self._refuse(401, path, f"{where}, so nothing is allowed that needs the token")
         whose = "" if self._token.path is None else f"; the right one is in {self._token.path}"
         return self._refuse(401, path, f"the bearer token is missing or wrong{whose}")

@@ -69,9 +69,8 @@ def test_metrics_read_few_rows_of_a_long_history_and_count_all_of_it(old: Pair) 
     """O10"""
     wait_until_told(old)
     before = count_read(old)
-    text = PipelineMetrics(
-        Settings.model_validate(tomllib.loads((old.dir / "replicator.toml").read_text())), old.target_dsn
-    ).render()
+    settings = Settings.model_validate(tomllib.loads((old.dir / "replicator.toml").read_text()))
+    text = PipelineMetrics(settings, old.target_dsn).render()
     wait_until_told(old)
     assert count_read(old) - before < FEW
     assert value_of(text, "replicator_rows_total", table="public.t1", op="inserted") == BATCHES + 1
@@ -88,8 +87,9 @@ def test_running_totals_are_the_sums_of_the_rows(old: Pair) -> None:
     differing = """
         with sums as (
             select table_name, path, status, coalesce(error_code, '') as error_code,
-                   replicator.duration_bucket(coalesce(duration_seconds, 0)) as duration_bucket, count(*)::bigint as batches,
-                   sum(rows_inserted)::bigint, sum(rows_deleted)::bigint, sum(bytes_copied)::bigint, sum(attempts)::bigint
+                   replicator.duration_bucket(coalesce(duration_seconds, 0)) as duration_bucket,
+                   count(*)::bigint as batches, sum(rows_inserted)::bigint, sum(rows_deleted)::bigint,
+                   sum(bytes_copied)::bigint, sum(attempts)::bigint
             from replicator.etl_control where status <> 'running' group by 1, 2, 3, 4, 5),
         totals as (
             select table_name, path, status, error_code, duration_bucket, batches, rows_inserted, rows_deleted,

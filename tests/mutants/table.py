@@ -678,14 +678,14 @@ MUTANTS = (
     ),
     Mutant(
         "O3",
-        "what retention deletes is no longer counted",
+        "a batch that ends under the replica role is not counted",
         (METRICS + "test_counters_outlive_the_rows_that_they_were_counted_from[18-18]",),
         (
             Change(
-                "sql/queries/operation.sql",
-                """    from :"control".expired_total where pipeline = :'pipeline') as every
+                "sql/migrations/0012_total.sql",
+                """enable always trigger etl_control_updated;
 """,
-                """    from :"control".expired_total where false and pipeline = :'pipeline') as every
+                """enable trigger etl_control_updated;
 """,
             ),
         ),
