@@ -38,11 +38,23 @@ from replicator.sync.preparation import prepare_jobs
 
 _OF_THE_WHOLE = frozenset({"source_changed", "fenced", "no_tables"})
 """Errors that may name a table and concern the pipeline."""
+_GONE = frozenset({"42P01", "42703", "42704", "3F000"})
 
 
 def is_of_one_table(error: ReplicatorError) -> bool:
     """Say whether an error is one table's own trouble, which a person has to end."""
     return error.table is not None and isinstance(error, OperatorError) and error.id not in _OF_THE_WHOLE
+
+
+def went_away(error: ReplicatorError) -> bool:
+    """Say whether an error only tells that something was dropped between two looks at a catalog."""
+    return isinstance(error, OperatorError) and error.table is None and error.sqlstate in _GONE
+
+
+def may_be_of_one_table(error: ReplicatorError) -> bool:
+    """Say whether an error that names no table may be about one of those that were at hand."""
+    is_state = error.sqlstate in _GONE or error.sqlstate in ("42501", "55P03")
+    return error.table is None and is_state and isinstance(error, OperatorError | PassingError)
 
 
 def name_table(error: ReplicatorError, table: str) -> ReplicatorError:
@@ -149,7 +161,9 @@ def _publish(session: ListenSession, found: Candidates, identities: Mapping[int,
         wanted[name] = plan_table(job.mapping, excludes, identities[job.mapping.relation.oid])
     try:
         ensure_publication(session.watcher, publication, list(wanted.values()), session.version)
-    except OperatorError as error:
+    except (OperatorError, psycopg.Error) as error:
+        if session.watcher.closed:
+            raise
         _publish_each(session, found, wanted)
         if not has_publication(session.watcher, publication):
             raise error from None
@@ -162,6 +176,9 @@ def _publish_each(session: ListenSession, found: Candidates, wanted: Mapping[str
             ensure_publication(session.watcher, publication, [one], session.version)
         except PreflightError as error:
             found.refuse(name, error)
+        except psycopg.errors.UndefinedTable:
+            found.jobs.pop(name)
+            found.postponed.add(name)
         except psycopg.Error as error:
             found.refuse(name, translate(error, side="source", table=name))
 
