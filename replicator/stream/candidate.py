@@ -38,11 +38,23 @@ from replicator.sync.preparation import prepare_jobs
 
 _OF_THE_WHOLE = frozenset({"source_changed", "fenced", "no_tables"})
 """Errors that may name a table and concern the pipeline."""
+_GONE = frozenset({"42P01", "42703", "42704", "3F000"})
 
 
 def is_of_one_table(error: ReplicatorError) -> bool:
     """Say whether an error is one table's own trouble, which a person has to end."""
     return error.table is not None and isinstance(error, OperatorError) and error.id not in _OF_THE_WHOLE
+
+
+def went_away(error: ReplicatorError) -> bool:
+    """Say whether an error only tells that something was dropped between two looks at a catalog."""
+    return isinstance(error, OperatorError) and error.table is None and error.sqlstate in _GONE
+
+
+def may_be_of_one_table(error: ReplicatorError) -> bool:
+    """Say whether an error that names no table may be about one of those that were at hand."""
+    is_state = error.sqlstate in _GONE or error.sqlstate in ("42501", "55P03")
+    return error.table is None and is_state and isinstance(error, OperatorError | PassingError)
 
 
 def name_table(error: ReplicatorError, table: str) -> ReplicatorError:
@@ -153,7 +165,9 @@ def _publish(session: ListenSession, found: Candidates, identities: Mapping[int,
     }
     try:
         bring_up_publication(session, list(wanted.values()), found.jobs)
-    except OperatorError as error:
+    except (OperatorError, psycopg.Error) as error:
+        if session.watcher.closed:
+            raise
         _publish_each(session, found, wanted)
         if not has_publication(session.watcher, session.settings.publication_name):
             raise error from None
@@ -165,6 +179,9 @@ def _publish_each(session: ListenSession, found: Candidates, wanted: Mapping[str
             bring_up_publication(session, [one], {name: found.jobs[name]})
         except PreflightError as error:
             found.refuse(name, error)
+        except psycopg.errors.UndefinedTable:
+            found.jobs.pop(name)
+            found.postponed.add(name)
         except psycopg.Error as error:
             found.refuse(name, translate(error, side="source", table=name))
 

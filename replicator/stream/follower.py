@@ -20,12 +20,13 @@ from replicator.capture.raw_intake import CONVERSION_STATES, find_codec, recode_
 from replicator.capture.signature import read_signatures
 from replicator.capture.source_state import read_end_of_wal
 from replicator.capture.walsender import WalSender
+from replicator.catalog import read_relations
 from replicator.changes import Changes, KeyText
 from replicator.continuity import Expectation
 from replicator.db import Connection, closing, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError
 from replicator.position import Lsn, Origin
-from replicator.relation import PARTITIONED, TABLE
+from replicator.relation import LOGGED, PARTITIONED, TABLE
 from replicator.stream.candidate import is_of_one_table
 from replicator.stream.definition import define, is_redefined
 from replicator.stream.join import TableJoiner
@@ -35,8 +36,8 @@ from replicator.stream.overlap import find_overlaps
 from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
 from replicator.stream.summary import StreamSummary
-from replicator.stream.table import VERSION, Newcomers, StreamedTable, spell_keys, streams_binary
-from replicator.sync.inventory import take_inventory
+from replicator.stream.table import VERSION, Newcomers, StreamedTable, list_members, spell_keys, streams_binary
+from replicator.sync.inventory import Inventory, take_inventory
 from replicator.sync.preparation import prepare_jobs
 
 _RAW_TRANSACTIONS = 1000
@@ -177,6 +178,7 @@ class StreamFollower:
         loader.introduce(job, version, streamed.fitted)
         loader.follow_sequences(loaded.table, streamed.sequences)
         lookup.introduce(loaded.table, version, job.mapping, streamed.shape, loaded.spellings)
+        self._forget_members(loaded.table)
         self.tables[loaded.table] = streamed
         self.started.definitions[loaded.table] = loaded.definition
         self.by_oid |= dict.fromkeys(loaded.window.oids, loaded.table)
@@ -338,11 +340,14 @@ class StreamFollower:
 
     def _index_members(self) -> dict[int, str]:
         """Return the table of every relation that the stream may speak of."""
-        return {
-            oid: name
-            for name, table in self.tables.items()
-            for oid in (table.job.mapping.relation.oid, *(m.oid for m in table.job.mapping.relation.members))
-        }
+        return {oid: name for name, table in self.tables.items() for oid in list_members(table)}
+
+    def _forget_members(self, name: str) -> None:
+        """Forget which relations made a table up: one of them may bear another table's name by now."""
+        before = self.tables.get(name)
+        for oid in () if before is None else list_members(before):
+            if self.by_oid.get(oid) == name:
+                del self.by_oid[oid]
 
     def _find_changed(self, connection: Connection) -> Changed:
         """Return the tables whose definition is not the one that was copied, those that a resync asks for, new ones.
@@ -357,14 +362,26 @@ class StreamFollower:
         live = {name: table for name, table in dict(self.tables).items() if not self._is_joining(name)}
         redefined = {name for name in live if name not in chosen or (name in known and known[name].is_stale)}
         redefined |= self._find_redefined(connection, {name: live[name] for name in live.keys() - redefined})
-        new = {name for name in chosen.keys() - live.keys() - parked if not self._is_joining(name)}
-        new -= self.session.memory.skipped
+        new = {name for name in chosen.keys() - live.keys() - parked if self._is_left(name)}
+        new -= self._find_unlogged(connection, inventory)
         if redefined or new:
             # A partition may have been attached to another table that has a stream, or detached.
             overlaps = find_overlaps(connection, self.settings.publication_name, list(chosen.values()))
             redefined |= overlaps.keys() & live.keys()
             new -= overlaps.keys()
         return Changed(frozenset(redefined), frozenset(new))
+
+    def _find_unlogged(self, connection: Connection, inventory: Inventory) -> set[str]:
+        """Return which of the tables that had no stream have none still."""
+        oids = {name: inventory.present[name] for name in self.session.memory.skipped & inventory.present.keys()}
+        if not oids:
+            return set()
+        relations = read_relations(connection, oids.values())
+        return {name for name, oid in oids.items() if oid in relations and relations[oid].persistence != LOGGED}
+
+    def _is_left(self, table: str) -> bool:
+        """Say whether nobody has a table in hand: it is new, or is back."""
+        return (self.joiner is not None and self.joiner.has_left(table)) or not self._is_joining(table)
 
     def _find_redefined(self, connection: Connection, live: Mapping[str, StreamedTable]) -> set[str]:
         by_oid = {table.job.mapping.relation.oid: name for name, table in live.items()}
@@ -379,7 +396,9 @@ class StreamFollower:
         return {
             name
             for name in touched
-            if name not in jobs or is_redefined(self.started.definitions[name], define(jobs[name], memberships))
+            if name not in jobs
+            or jobs[name].mapping.relation.persistence != LOGGED
+            or is_redefined(self.started.definitions[name], define(jobs[name], memberships))
         }
 
     def _is_joining(self, table: str) -> bool:

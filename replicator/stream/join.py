@@ -34,7 +34,15 @@ from replicator.db import closing, translate, translated
 from replicator.errors import FencedError, PassingError, ReplicatorError, unexpected
 from replicator.position import Lsn, Seen
 from replicator.relation import PARTITIONED, TABLE
-from replicator.stream.candidate import Candidates, examine, is_of_one_table, name_table, tie_refused
+from replicator.stream.candidate import (
+    Candidates,
+    examine,
+    is_of_one_table,
+    may_be_of_one_table,
+    name_table,
+    tie_refused,
+    went_away,
+)
 from replicator.stream.join_board import JoinBoard, LoadedTable
 from replicator.stream.join_round import JoinRound, JoinRun
 from replicator.stream.match_key import match_by_identity
@@ -53,6 +61,10 @@ _MOST_LOAD_AGAIN_S = 600.0
 _POSTPONED_S = 1.0
 _MOST_POSTPONED = 5
 """How often a table may be in somebody's way before it is parked with the reason."""
+_BOUNDED_S = 300.0
+"""How long a listener that ends by itself bears that at least: as long as a lost connection."""
+_LOOK_LOCK = "2s"
+"""How long a look at the catalogs waits for a table that somebody has locked: PostgreSQL locks what it describes."""
 _MOST_OVERFULL = 4
 _LEAST_WINDOW_BYTES = 256 * 1024
 _IDLE_S = 0.5
@@ -71,12 +83,16 @@ class _Attempts:
     postponed: Counter[str] = field(default_factory=Counter)
     overfull: Counter[str] = field(default_factory=Counter)
     bounds: dict[str, int] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
+    first_postponed: dict[str, float] = field(default_factory=dict)
 
     def forget(self, table: str) -> None:
         """Begin anew: the table is live, or gone."""
         self.not_before.pop(table, None)
         self.bounds.pop(table, None)
+        self.first_postponed.pop(table, None)
         self.awaited.discard(table)
+        self.alone.discard(table)
         for counter in (self.loads, self.postponed, self.overfull):
             del counter[table]
 
@@ -100,6 +116,7 @@ class TableJoiner(threading.Thread):
         self._attempts = _Attempts()
         self._offered: dict[str, float] = {}
         self._exact: set[str] = set()
+        self._left: set[str] = set()
         self._memberships = dict(started.memberships)
         self._held_since: float | None = None
         self._most_locked: int | None = None
@@ -110,6 +127,7 @@ class TableJoiner(threading.Thread):
         """Read tables that changed or are new."""
         with self._mutex:
             self._todo |= dict.fromkeys(tables, True)
+            self._left -= tables
             self._board.is_settled = False
         self._board.news.set()
 
@@ -117,6 +135,11 @@ class TableJoiner(threading.Thread):
         """Say whether a table is on its way into the stream."""
         with self._mutex:
             return table in self._todo or table in self._offered
+
+    def has_left(self, table: str) -> bool:
+        """Say whether a table was left out for good, as the source was then: it may be back."""
+        with self._mutex:
+            return table in self._left
 
     def finish(self) -> None:
         """End the thread, and what it reads."""
@@ -145,6 +168,7 @@ class TableJoiner(threading.Thread):
         listener = self._listener
         connection = stack.enter_context(closing(listener.connect_target()))
         watcher = stack.enter_context(closing(listener.access.open()))
+        watcher.execute("SELECT set_config('lock_timeout', %s, false)", [_LOOK_LOCK])
         schema, pipeline = listener.control.schema, listener.control.pipeline
         self._session = replace(
             listener,
@@ -163,7 +187,8 @@ class TableJoiner(threading.Thread):
             parked = self._streams.read_parked()
         due = self._find_due(parked)
         if due:
-            self._try(due)
+            for group in self._split(due):
+                self._try_group(group)
             with translated("target"):
                 parked = self._streams.read_parked()
         with self._mutex:
@@ -211,6 +236,41 @@ class TableJoiner(threading.Thread):
         if ready:
             self._join({table: chosen[table] for table in ready}, ready)
 
+    def _split(self, due: set[str]) -> list[set[str]]:
+        """Return tables that are tried together; apart those of which one was in the others' way."""
+        alone = due & self._attempts.alone
+        together = due - alone
+        return [*([together] if together else []), *({table} for table in sorted(alone))]
+
+    def _try_group(self, group: set[str]) -> None:
+        if self._ended.is_set():
+            return
+        try:
+            self._try(group)
+        except ReplicatorError as error:
+            if not may_be_of_one_table(error):
+                raise
+            self._put_off(group, error)
+
+    def _put_off(self, group: set[str], error: ReplicatorError) -> None:
+        """Try tables again, each by itself, after an error that names none of them."""
+        left = group - self._offered.keys()
+        for table in left:
+            self._give_up(table)
+        if len(left) > 1:
+            self._attempts.alone |= left
+            self._postpone(left)
+        elif isinstance(error, PassingError):
+            self._postpone(left, error)
+        elif went_away(error):
+            why = f"SQLSTATE {error.sqlstate}: something was dropped in that moment"
+            self._postpone(left, PassingError("the catalog changed while it was read", why=why, id="catalog_changed"))
+        else:
+            for table in left:
+                error.table = table
+                self._attempts.loads[table] += 1
+            self._refuse(dict.fromkeys(left, error), after_load=True)
+
     def _is_run_at_work(self) -> bool:
         """Say whether a sync, resync or repair may be at these tables. Raises LockHeldError in a bounded listener."""
         with translated("target"):
@@ -234,7 +294,12 @@ class TableJoiner(threading.Thread):
             self._streams.drop_table(table)
             self._streams.unpark_table(table)
         self._session.log.info("table_left", path="listen", table=table, reason="the source has it no longer")
+        self._leave(table)
+
+    def _leave(self, table: str) -> None:
         self._forget(table)
+        with self._mutex:
+            self._left.add(table)
 
     def _skip(self, table: str, reason: str) -> None:
         """Leave a table to the nightly sync."""
@@ -243,7 +308,7 @@ class TableJoiner(threading.Thread):
             self._streams.drop_table(table)
             self._streams.unpark_table(table)
         self._session.log.info("table_skipped", path="listen", table=table, reason=reason)
-        self._forget(table)
+        self._leave(table)
 
     def _sort_out(self, found: Candidates, inventory: Inventory) -> None:
         for table, kind in found.skipped.items():
@@ -381,6 +446,9 @@ class TableJoiner(threading.Thread):
             self._give_up(table)
         if left and passing is not None and (passing.sqlstate is None and passing.table is None):
             raise passing
+        if len(left) > 1:
+            self._attempts.alone |= left
+            passing = None
         self._postpone(left, passing)
 
     def _offer(self, chosen: Chosen, round_: JoinRound, window: Window) -> None:
@@ -490,9 +558,15 @@ class TableJoiner(threading.Thread):
             # Tables that take turns at the server's lock table are in nobody's way.
             if error is not None and error.id != LOCKS_SHORT:
                 self._attempts.postponed[table] += 1
-                if self._attempts.postponed[table] >= _MOST_POSTPONED and not self._session.is_bounded:
+                if self._is_always_in_the_way(table):
                     refused[table] = error
         self._refuse(refused, after_load=True)
+
+    def _is_always_in_the_way(self, table: str) -> bool:
+        now = time.monotonic()
+        first = self._attempts.first_postponed.setdefault(table, now)
+        is_patient = self._session.is_bounded and now - first < _BOUNDED_S
+        return self._attempts.postponed[table] >= _MOST_POSTPONED and not is_patient
 
     def _refuse(self, refused: Mapping[str, ReplicatorError], *, after_load: bool = False) -> None:
         """Park tables, to be tried again after a while: longer each time where a try costs a read."""

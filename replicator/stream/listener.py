@@ -22,7 +22,7 @@ from replicator.db import Connection, closing, connect, translated
 from replicator.errors import LockHeldError, OperatorError, PassingError, PreflightError, ReplicatorError
 from replicator.patience import DAEMON, FAILOVER, Patience, waiting_out
 from replicator.position import Lsn
-from replicator.stream.candidate import is_of_one_table, tie_refused
+from replicator.stream.candidate import is_of_one_table, tie_refused, went_away
 from replicator.stream.follower import StreamFollower
 from replicator.stream.loop import Search, Until
 from replicator.stream.session import ListenResult, ListenSession, Memory, Outcome
@@ -105,6 +105,8 @@ class Listener:
                     return Outcome.AGAIN
                 if self._park(error):
                     return Outcome.AGAIN
+                if self.has_run and went_away(error):
+                    raise PassingError("the catalog changed while it was read", why=error.why) from error
                 self._record_failure(error)
                 raise
 

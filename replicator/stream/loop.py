@@ -29,6 +29,7 @@ from replicator.continuity import check_advance
 from replicator.db import Connection, translated
 from replicator.errors import PassingError, ReplicatorError, unexpected
 from replicator.position import Lsn
+from replicator.stream.candidate import went_away
 from replicator.stream.join import TableJoiner
 from replicator.stream.join_board import JoinBoard, LoadedTable
 
@@ -185,7 +186,9 @@ class Watch(threading.Thread):
         try:
             with translated("source"):
                 self._found.put(self._find_changed(self._connection))
-        except PassingError:
+        except ReplicatorError as error:
+            if not (isinstance(error, PassingError) or went_away(error)):
+                raise
             self._failures += 1
             if self._connection.closed or self._failures >= _MOST_FAILURES:
                 raise

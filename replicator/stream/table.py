@@ -123,6 +123,12 @@ class Newcomers:
         return self._roots[before.oid]
 
 
+def list_members(table: StreamedTable) -> list[int]:
+    """Return the OIDs of the relations that make a table up."""
+    relation = table.job.mapping.relation
+    return [relation.oid, *(member.oid for member in relation.members)]
+
+
 def _list_columns(message: RelationMessage) -> set[tuple[str, int]]:
     return {(column.name, column.type_oid) for column in message.columns}
 
