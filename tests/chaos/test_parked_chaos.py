@@ -1,7 +1,8 @@
-"""Tables of every kind are parked, changed, taken back and read anew at random, beside writers: in the end all is equal.
+"""Tables are parked, changed, taken back and read anew at random, beside writers: in the end all is equal.
 
 REPLICATOR_CHAOS_SEED repeats a run; REPLICATOR_CHAOS_SCALE makes it longer.
 """
+# ruff: noqa: E501, ISC004  # a statement reads best in one line
 
 from __future__ import annotations
 

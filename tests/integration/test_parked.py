@@ -239,3 +239,42 @@ def test_a_table_that_a_pattern_takes_no_longer_leaves_the_stream(quick: Pair) -
         wait_until(lambda: "table_left" in running.stderr, what="the table has left")
         wait_until_equal(quick, "public.t")
         assert running.stderr.count("stream_started") == 1
+
+
+@pytest.mark.hazard("S30", "S7")
+@pytest.mark.parametrize("kind", ["dropped", "moved", "replaced by a view", "unlogged"])
+def test_a_table_that_left_the_stream_is_taken_in_when_it_returns(quick: Pair, kind: str) -> None:
+    """A nightly rebuild drops a table and makes it anew minutes later: what it then holds must not be passed over."""
+    filled = "insert into {}u values (3, 'c')"
+    leave, come_back = {
+        "dropped": ("drop table u", f"create table u (id int primary key, v text); {filled.format('')}"),
+        "moved": (
+            f"alter table u set schema aside; {filled.format('aside.')}",
+            "alter table aside.u set schema public",
+        ),
+        "replaced by a view": (
+            "alter table u rename to w; create view u as select * from w",
+            "drop view u; alter table w rename to u",
+        ),
+        "unlogged": (f"alter table u set unlogged; {filled.format('')}", "alter table u set logged"),
+    }[kind]
+    quick.source.execute(
+        "create schema aside; create table t (id int primary key);"
+        " create table u (id int primary key, v text); insert into u values (1, 'a'), (2, 'b')"
+    )
+    quick.grant()
+    quick.source.execute("create publication replicator_default for all tables")
+    quick.write_config()
+    with listening(quick) as running:
+        quick.source.execute(leave)
+        wait_until(lambda: "table_left" in running.stderr or "table_skipped" in running.stderr, what="it has left")
+        quick.source.execute("insert into t values (1)")
+        wait_until_equal(quick, "public.t")
+        quick.source.execute(come_back)
+        quick.grant()
+        wait_until_live(quick, "public.u")
+        quick.source.execute("insert into u values (4, 'd'); delete from u where id = 1")
+        wait_until_equal(quick, "public.u")
+        assert running.stderr.count("stream_started") == 1
+    catch_up(quick)
+    quick.run("verify")
