@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 
@@ -62,6 +62,11 @@ def name_table(error: ReplicatorError, table: str) -> ReplicatorError:
     if isinstance(error, ConfigError | DecisionError | DataRefused):
         error.table = error.table or table
     return error
+
+
+def lift_delete_stop(chosen: Chosen) -> Chosen:
+    """Return a table without a limit of deletes: a stream has none, and what it was to bring is brought whole."""
+    return replace(chosen, settings=chosen.settings.model_copy(update={"max_delete_fraction": 1.0}))
 
 
 @dataclass

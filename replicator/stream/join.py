@@ -38,6 +38,7 @@ from replicator.stream.candidate import (
     Candidates,
     examine,
     is_of_one_table,
+    lift_delete_stop,
     may_be_of_one_table,
     name_table,
     tie_refused,
@@ -414,7 +415,12 @@ class TableJoiner(threading.Thread):
         round_ = JoinRound(
             run,
             self._control,
-            list(chosen.values()),
+            # What is here was read before, and is behind: its deletes are the stream's. A target that is met for the
+            # first time keeps the stop.
+            [
+                lift_delete_stop(one) if run.records[one.table].state.snapshot_at is not None else one
+                for one in chosen.values()
+            ],
             delivered=self._delivered,
             epoch=self._streams.epoch,
             memberships=memberships,

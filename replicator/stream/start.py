@@ -24,7 +24,7 @@ from replicator.errors import ConfigError, OperatorError, PassingError, Replicat
 from replicator.position import Origin
 from replicator.reading import SnapshotFacts
 from replicator.relation import PARTITIONED, TABLE
-from replicator.stream.candidate import examine, tie_refused
+from replicator.stream.candidate import examine, lift_delete_stop, tie_refused
 from replicator.stream.definition import define, is_redefined
 from replicator.stream.match_key import match_by_identity
 from replicator.stream.overlap import find_overlaps
@@ -197,12 +197,7 @@ class StreamStart:
         """Return the tables, without a limit of deletes where a dead attempt brought them: its stream had none."""
         with translated("target"):
             brought = self.streams.read_tables()
-        return [
-            replace(table, settings=table.settings.model_copy(update={"max_delete_fraction": 1.0}))
-            if table.table in brought
-            else table
-            for table in chosen
-        ]
+        return [lift_delete_stop(table) if table.table in brought else table for table in chosen]
 
     def _describe(
         self, gap: ReplicatorError, state: ListenerState, slot: SlotFacts | None, now: SourcePresent

@@ -278,3 +278,22 @@ def test_a_table_that_left_the_stream_is_taken_in_when_it_returns(quick: Pair, k
         assert running.stderr.count("stream_started") == 1
     catch_up(quick)
     quick.run("verify")
+
+
+@pytest.mark.parametrize("gone", ["delete from n where id > 500", "truncate n"])
+def test_a_parked_table_returns_however_many_of_its_rows_are_gone(quick: Pair, gone: str) -> None:
+    """The stream has no stop for deletes, and it would have brought them."""
+    quick.source.execute(
+        "create table n (id int primary key, v int); insert into n select g, g from generate_series(1, 4000) g"
+    )
+    quick.source.execute("create table t (id int primary key)")
+    quick.publish()
+    quick.write_config()
+    with listening(quick):
+        quick.target.execute("create rule odd as on update to n do also nothing")
+        quick.target.execute("update replicator.stream_table set is_stale = true where table_name = 'public.n'")
+        wait_until_parked(quick, "public.n", "target_rules")
+        quick.source.execute(gone)
+        quick.target.execute("drop rule odd on n")
+        wait_until_live(quick, "public.n")
+        wait_until_equal(quick, "public.n")
