@@ -682,7 +682,7 @@ MUTANTS = (
         (METRICS + "test_counters_outlive_the_rows_that_they_were_counted_from[18-18]",),
         (
             Change(
-                "sql/migrations/0012_total.sql",
+                "sql/migrations/0011_total.sql",
                 """enable always trigger etl_control_updated;
 """,
                 """enable trigger etl_control_updated;
