@@ -195,7 +195,15 @@ def wait_for_position(run: Run, control: StreamControl, name: str, high: Lsn) ->
         state = control.read_state()
         table = control.read_tables().get(name)
         position = _position(state)
-        if table is not None and position is not None and max(position, table.origin.since) >= high:
+        if table is None:
+            raise PassingError(
+                f"the listener has left {name} out",
+                why="it is parked, or was dropped, since the run began",
+                hint="replicator status tells the reason; the run can be made again",
+                id="table_left",
+                table=name,
+            )
+        if position is not None and max(position, table.origin.since) >= high:
             return
         if position != last:
             last, since = position, time.monotonic()

@@ -136,3 +136,28 @@ def test_a_table_that_is_dropped_while_it_is_looked_at_ends_nothing(quick: Pair)
                 quick.source.execute(sql.SQL("insert into u values ({})").format(number))
         wait_until_equal(quick, "public.u")
         assert running.running
+
+
+@pytest.mark.hazard("S30")
+def test_a_verify_ends_though_its_table_is_left_out_meanwhile_and_the_stream_goes_on(quick: Pair) -> None:
+    quick.source.execute("create table t (id int primary key); create table u (id int primary key)")
+    quick.publish()
+    quick.write_config()
+    with listening(quick), quick.target_server.connect(quick.target_db) as holder:
+        holder.execute("begin; lock table u in share row exclusive mode")
+        quick.source.execute("insert into u values (0); insert into t values (1)")
+        verify = quick.popen("verify", "public.t")
+        query = "select from pg_stat_activity where datname = %s and usename = %s and query like '%%stream_table%%'"
+        wait_until(
+            lambda: quick.target.execute(query, [quick.target_db, quick.writer]).rowcount, 30, what="verify waits"
+        )
+        threading.Event().wait(2.0)
+        quick.target.execute("alter table t rename to elsewhere; create view t as select 1 as id")
+        quick.target.execute("delete from replicator.stream_table where table_name = 'public.t'")
+        holder.execute("commit")
+        for number in range(1, 400):
+            quick.source.execute(sql.SQL("insert into u values ({})").format(number))
+            if verify.process.poll() is not None:
+                break
+            threading.Event().wait(0.1)
+        assert "Traceback" not in verify.wait(5).stderr
