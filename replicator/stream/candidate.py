@@ -9,7 +9,7 @@ import psycopg
 
 from replicator.apply.job import Job
 from replicator.apply.ownership import find_shared_targets
-from replicator.apply.target import find_tied, plan_renames, plan_target, take_replica_role
+from replicator.apply.target import find_tied, list_unwritable, plan_renames, plan_target, take_replica_role
 from replicator.apply.target_catalog import read_target_catalog
 from replicator.capture.publication import (
     Identity,
@@ -19,7 +19,7 @@ from replicator.capture.publication import (
     plan_table,
     read_identities,
 )
-from replicator.db import translate, translated
+from replicator.db import Connection, translate, translated
 from replicator.errors import (
     ConfigError,
     DataRefused,
@@ -33,7 +33,7 @@ from replicator.relation import KIND_NAMES, LOGGED, PARTITIONED, TABLE
 from replicator.stream.publishing import bring_up_publication
 from replicator.stream.session import ListenSession
 from replicator.stream.table import check_key
-from replicator.sync.inventory import Chosen
+from replicator.sync.inventory import Chosen, Inventory, leave_out, take_inventory
 from replicator.sync.preparation import prepare_jobs
 
 _OF_THE_WHOLE = frozenset({"source_changed", "fenced", "no_tables"})
@@ -62,6 +62,28 @@ def name_table(error: ReplicatorError, table: str) -> ReplicatorError:
     if isinstance(error, ConfigError | DecisionError | DataRefused):
         error.table = error.table or table
     return error
+
+
+def take_writable_inventory(session: ListenSession, source: Connection) -> Inventory:
+    """Return the tables that the configuration selects, without those whose names the target cannot write down.
+
+    Nothing in the control schema could speak of them; `sync` tells of each.
+    """
+    inventory = take_inventory(source, session.settings)
+    connection = session.control.connection
+    if connection.info.parameter_status("server_encoding") == "UTF8":
+        return inventory
+    texts = {one.table: one.table + "".join(one.target) for one in inventory.tables}
+    with translated("target"):
+        odd = set(list_unwritable(connection, list(texts.values())))
+    out = {table for table, text in texts.items() if text in odd}
+    for table in sorted(out - session.memory.unwritable):
+        session.log.warning(
+            "table_skipped", path="listen", table=table, reason="the target's encoding lacks a character of its name",
+            hint="create the target database with encoding 'UTF8' template template0; or take the table out",
+        )  # fmt: skip
+    session.memory.unwritable |= out
+    return leave_out(inventory, out)
 
 
 def lift_delete_stop(chosen: Chosen) -> Chosen:

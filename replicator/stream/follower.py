@@ -27,7 +27,7 @@ from replicator.db import Connection, closing, translated
 from replicator.errors import DataRefused, OperatorError, ReplicatorError
 from replicator.position import Lsn, Origin
 from replicator.relation import LOGGED, PARTITIONED, TABLE
-from replicator.stream.candidate import is_of_one_table
+from replicator.stream.candidate import is_of_one_table, take_writable_inventory
 from replicator.stream.definition import define, is_redefined
 from replicator.stream.join import TableJoiner
 from replicator.stream.join_board import JoinBoard, LoadedTable
@@ -37,7 +37,7 @@ from replicator.stream.session import ListenSession, Outcome
 from replicator.stream.start import Started
 from replicator.stream.summary import StreamSummary
 from replicator.stream.table import VERSION, Newcomers, StreamedTable, list_members, spell_keys, streams_binary
-from replicator.sync.inventory import Inventory, take_inventory
+from replicator.sync.inventory import Inventory
 from replicator.sync.preparation import prepare_jobs
 
 _RAW_TRANSACTIONS = 1000
@@ -357,7 +357,7 @@ class StreamFollower:
         with translated("target"):
             known = self.streams.read_tables()
             parked = self.streams.read_parked().keys()
-        inventory = take_inventory(connection, self.settings)
+        inventory = take_writable_inventory(self.session, connection)
         chosen = {one.table: one for one in inventory.tables if one.kind in (TABLE, PARTITIONED)}
         live = {name: table for name, table in dict(self.tables).items() if not self._is_joining(name)}
         redefined = {name for name in live if name not in chosen or (name in known and known[name].is_stale)}

@@ -41,6 +41,7 @@ from replicator.stream.candidate import (
     lift_delete_stop,
     may_be_of_one_table,
     name_table,
+    take_writable_inventory,
     tie_refused,
     went_away,
 )
@@ -51,7 +52,7 @@ from replicator.stream.overlap import find_overlaps
 from replicator.stream.session import ListenSession
 from replicator.stream.start import Started
 from replicator.stream.table import VERSION, make_streamed, spell_key, streams_binary
-from replicator.sync.inventory import Chosen, Inventory, take_inventory
+from replicator.sync.inventory import Chosen, Inventory
 from replicator.sync.preparation import prepare_jobs
 
 _TICK_S = 0.1
@@ -222,7 +223,7 @@ class TableJoiner(threading.Thread):
             self._postpone(due)
             return
         with translated("source"):
-            inventory = take_inventory(self._session.watcher, self._session.settings)
+            inventory = take_writable_inventory(self._session, self._session.watcher)
             published = [one for one in inventory.tables if one.kind in (TABLE, PARTITIONED)]
             overlaps = find_overlaps(self._session.watcher, self._session.settings.publication_name, published)
         for table in due & overlaps.keys():

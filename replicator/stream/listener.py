@@ -22,12 +22,11 @@ from replicator.db import Connection, closing, connect, translated
 from replicator.errors import LockHeldError, OperatorError, PassingError, PreflightError, ReplicatorError
 from replicator.patience import DAEMON, FAILOVER, Patience, waiting_out
 from replicator.position import Lsn
-from replicator.stream.candidate import is_of_one_table, tie_refused, went_away
+from replicator.stream.candidate import is_of_one_table, take_writable_inventory, tie_refused, went_away
 from replicator.stream.follower import StreamFollower
 from replicator.stream.loop import Search, Until
 from replicator.stream.session import ListenResult, ListenSession, Memory, Outcome
 from replicator.stream.start import StreamStart
-from replicator.sync.inventory import take_inventory
 from replicator.sync.preparation import check_home, open_access
 from replicator.sync.rights import require_control
 from replicator.telemetry.log import get_logger
@@ -163,7 +162,7 @@ class Listener:
             return False
         refused: dict[str, ReplicatorError] = {error.table or "-": error}
         with translated("source"):
-            tie_refused(session, take_inventory(session.watcher, self.settings).tables, refused)
+            tie_refused(session, take_writable_inventory(session, session.watcher).tables, refused)
         session.park(refused)
         self.search = None
         return True

@@ -54,7 +54,7 @@ class ListenResult:
     def exit_code(self) -> int:
         """Return 0, 6 when tables were left out, their gravest error's own code when all were."""
         errors = [error for table, error in self.errors.items() if table in self.parked]
-        return choose_exit_code(errors, some_landed=bool(self.live))
+        return choose_exit_code(errors, some_landed=bool(self.live - self.parked.keys()))
 
 
 @dataclass
@@ -63,11 +63,13 @@ class Memory:
 
     needs_text: a table cannot take its cells in binary. by_slot: tables that have to be copied ahead of the stream, in
     a slot's snapshot. skipped: tables that have no stream.
+    unwritable: tables with names that the target cannot write down.
     """
 
     needs_text: bool = False
     by_slot: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
+    unwritable: set[str] = field(default_factory=set)
 
 
 @dataclass

@@ -24,14 +24,14 @@ from replicator.errors import ConfigError, OperatorError, PassingError, Replicat
 from replicator.position import Origin
 from replicator.reading import SnapshotFacts
 from replicator.relation import PARTITIONED, TABLE
-from replicator.stream.candidate import examine, lift_delete_stop, tie_refused
+from replicator.stream.candidate import examine, lift_delete_stop, take_writable_inventory, tie_refused
 from replicator.stream.definition import define, is_redefined
 from replicator.stream.match_key import match_by_identity
 from replicator.stream.overlap import find_overlaps
 from replicator.stream.session import ListenSession
 from replicator.stream.slot_copy import SlotRound, copy_in_slot
 from replicator.stream.table import StreamedTable, make_streamed
-from replicator.sync.inventory import Chosen, Inventory, require_tables, take_inventory
+from replicator.sync.inventory import Chosen, Inventory, require_tables
 from replicator.sync.preparation import choose_digest, went_away
 from replicator.sync.run import Run
 
@@ -108,7 +108,7 @@ class StreamStart:
     def _choose_tables(self) -> list[Chosen]:
         """Return the tables that a stream can bring; the nightly sync has the others, and parked ones wait."""
         with translated("source"):
-            inventory = take_inventory(self.watcher, self.settings)
+            inventory = take_writable_inventory(self.session, self.watcher)
             self.first_xid = read_next_xid(self.watcher)
             # Ahead of the definitions: what changes after this look is looked into at the next.
             oids = [inventory.present[one.table] for one in inventory.tables if one.table in inventory.present]

@@ -126,7 +126,9 @@ class Pipeline:
             try:
                 run.open_watcher()
                 if not run.full:
-                    check_home(run.watcher, control.connection, find_home(control.read_records().values()))
+                    with translated("target"):
+                        home = find_home(control.read_records().values())
+                    check_home(run.watcher, control.connection, home)
                 with translated("source"):
                     inventory = take_inventory(run.watcher, run.settings, tables)
                 require_tables(inventory)

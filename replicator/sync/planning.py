@@ -19,6 +19,7 @@ from replicator.apply.target import (
     check_apart,
     find_triggers,
     fit_reading,
+    list_unwritable,
     plan_job_enums,
     plan_target,
     spell_columns,
@@ -169,7 +170,10 @@ class _Planner:
             self.relations = read_relations(self.source, self.found.values())
             self.gaps = find_read_gaps(self.source, self.found.values())
         with translated("target"):
-            self.owners = self.control.find_owners(chosen.target for chosen in tables)
+            odd = list_unwritable(self.target, ["".join(chosen.target) for chosen in tables])
+            self.owners = self.control.find_owners(
+                chosen.target for chosen in tables if "".join(chosen.target) not in odd
+            )
         return tables
 
     def plan_table(self, chosen: Chosen) -> TablePlan:

@@ -124,7 +124,7 @@ def test_seven_odd_tables_keep_none_of_the_others_back(streamed: Pair) -> None:
 
 def fix_at_source(pair: Pair, table: str, hint: str) -> None:
     """Run the hint as the owner, and see the table return."""
-    pair.source.execute(sql.SQL(hint.removeprefix("as their owner: ").split(" -- ")[0]))
+    pair.source.execute(sql.SQL(hint.removeprefix("as their owner: ").split("; or ")[0]))
     wait_until_returned(pair, table)
 
 

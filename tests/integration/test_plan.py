@@ -167,7 +167,7 @@ def test_a_narrowed_column_stops_only_its_table(pair: Pair) -> None:
     assert tables["public.u"]["error"] is None
     text = pair.run("plan", check=6).stdout
     assert "error [schema_drift]" in text
-    assert "hint: alter table" in text
+    assert "hint: replicator resync 'public.t' --yes" in text
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_with_listen_the_listener_is_kept_running(streamed: Pair) -> None:
     with Serving(streamed, "--listen").wait_ready() as serving:
         streamed.source.execute("insert into t values (2, 'b')")
         wait_until(lambda: streamed.target.execute("select from t").rowcount == 2, what="the row arrived")
-        assert serving.api.get("/status").json()["slot"]["active"] is True
+        wait_until(lambda: serving.api.get("/status").json()["slot"]["active"], what="the slot is told as active")
         serving.running.send(signal.SIGTERM)
         serving.running.wait(check=0)
 
