@@ -297,7 +297,9 @@ def test_a_control_schema_of_the_version_before_is_said_to_wait_for_its_migratio
             "drop table replicator.copying_table; alter table replicator.etl_control rename error_hint to error_mend;"
             "alter table replicator.started_run rename error_hint to error_mend;"
             "drop function replicator.count_batches cascade; drop index replicator.etl_control_age;"
-            "alter table replicator.batch_total rename to expired_total"
+            "alter table replicator.batch_total rename to expired_total;"
+            "alter table replicator.table_state drop marker; alter table replicator.listener drop commit_lsn,"
+            " drop commit_end, drop commit_xid, drop commit_time_us"
         )
     )
     assert find_reasons(pair) == ["not_ready"]
