@@ -206,8 +206,9 @@ class TableJoiner(threading.Thread):
             there = parked.get(table)
             if there is not None and table not in attempts.not_before and table not in attempts.tried:
                 attempts.not_before[table] = now + self._first_pause(there)
-            is_urgent = there is not None and there.is_requested
-            if is_urgent or attempts.not_before.get(table, 0.0) <= now:
+            pause_s = attempts.not_before.get(table, 0.0) - now
+            is_urgent = there is not None and there.is_requested and pause_s > _POSTPONED_S
+            if is_urgent or pause_s <= 0:
                 due.add(table)
         return due
 
@@ -349,7 +350,7 @@ class TableJoiner(threading.Thread):
                 "transactions_awaited", path="listen", table=table, xid=oldest,
                 reason="it may have written to the table before that was published; pg_stat_activity.backend_xid",
             )  # fmt: skip
-        self._attempts.not_before[table] = time.monotonic() + _TICK_S
+        self._attempts.not_before[table] = time.monotonic() + _POSTPONED_S
 
     # Reading and loading.
 
