@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psycopg
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from tests.benchmarks.arena import Arena
 from tests.benchmarks.contender import Project
@@ -83,17 +85,22 @@ def _alter_one(arena: Arena, project: Project, running: Running) -> float:
 
         def has_joined() -> bool:
             nonlocal worst_s
-            query = "select extract(epoch from clock_timestamp() - made_at) from many.t1 where id = 1"
-            ((lag_s,),) = reader.execute(query).fetchall()
-            worst_s = max(worst_s, float(lag_s))
+            worst_s = max(worst_s, _read_lag(reader))
             return running.stderr.count("table_joined") > joined or not running.running
 
-        threading.Event().wait(1.0)
+        # What was to land before has landed.
+        wait_until(lambda: _read_lag(reader) < 1, _PATIENCE_S, what="the listener is near", interval_s=0.02)
         arena.source.execute("alter table many.t5 add column z int default 3; update many.t5 set note = 'd'")
         wait_until(has_joined, _PATIENCE_S, what="the altered table joins", interval_s=0.02)
     stopped.set()
     writer.join()
     return worst_s
+
+
+def _read_lag(reader: psycopg.Connection[TupleRow]) -> float:
+    query = "select extract(epoch from clock_timestamp() - made_at) from many.t1 where id = 1"
+    ((lag_s,),) = reader.execute(query).fetchall()
+    return float(lag_s)
 
 
 def _prepare(arena: Arena, tables: int) -> Project:
