@@ -498,10 +498,6 @@ class StreamLoader:
         places = {table: place for place, table in enumerate(self._order)}
         return sorted(loads, key=lambda pair: places[pair[0]])
 
-    def figures_of(self, table: str) -> Figures:
-        """Return the figures of a table in this transaction."""
-        return self._figures.setdefault(table, Figures())
-
     def _finish(self, changes: Changes, position: Lsn) -> None:
         assert self._started_at is not None
         with translating():

@@ -397,12 +397,3 @@ def drop_publication(connection: Connection, name: str) -> bool:
             sqlstate=error.sqlstate,
         ) from error
     return True
-
-
-def withdraw_table(connection: Connection, name: str, schema: str, table: str) -> None:
-    """Take a table out of the publication, if it is in there and the role may."""
-    with_table = _sql("alter publication {} drop table {}", name, schema, table)
-    try:
-        connection.execute(with_table)
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
-        return
